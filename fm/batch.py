@@ -1,0 +1,93 @@
+"""The types that data, models and objectives share.
+
+Shape legend: T tokens of the whole pack, P voxels per patch, S sequences (one per series view), B studies, L text tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(kw_only=True, slots=True)
+class PackedTokens:
+    """Patches of many series views, laid end to end; no padding anywhere.
+
+    Sequence *s* owns rows ``offsets[s]:offsets[s + 1]``. A study with a missing series has one sequence fewer; a study
+    without any is a hole (no sequence names it).
+    """
+
+    patches_TP: Tensor
+    """(T, P) float: voxel values of each patch, normalised per series."""
+    position_T3: Tensor
+    """(T, 3) float32: patch centre in RAS+ mm from the centre of the series' foreground box."""
+    offsets_S1: Tensor
+    """(S + 1,) int64: where each sequence starts; the last entry is T."""
+    contrast_S: Tensor
+    """(S,) int64: index into :class:`fm.data.sample.Contrast`."""
+    plane_S: Tensor
+    """(S,) int64: index into :class:`fm.data.sample.Plane`."""
+    agent_S: Tensor
+    """(S,) int64: index into :class:`fm.data.sample.Agent`."""
+    spacing_S3: Tensor
+    """(S, 3) float32: voxel spacing of the view in mm, (D, H, W)."""
+    study_S: Tensor
+    """(S,) int64: row of the study in the batch, ascending."""
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each sequence."""
+        return (self.offsets_S1[1:] - self.offsets_S1[:-1]).tolist()
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> PackedTokens:
+        """Move to a device; `dtype` applies to the patches only (positions stay float32)."""
+        moved = {name: getattr(self, name).to(device) for name in self.__slots__}
+        moved["patches_TP"] = moved["patches_TP"].to(dtype=dtype)
+        return replace(self, **moved)
+
+
+@dataclass(kw_only=True, slots=True)
+class TextBatch:
+    """Tokenised texts, right-padded."""
+
+    ids_BL: Tensor
+    """(B, L) int64 token ids."""
+    mask_BL: Tensor
+    """(B, L) bool: True where a token stands."""
+    present_B: Tensor
+    """(B,) bool: False where the study has no report; its row is padding and must carry no loss."""
+
+    def to(self, device: torch.device | str) -> TextBatch:
+        """Move to a device."""
+        return replace(self, **{name: getattr(self, name).to(device) for name in self.__slots__})
+
+
+@dataclass(kw_only=True, slots=True)
+class StudyBatch:
+    """One rank's share of a micro-batch of studies."""
+
+    step: int
+    """Index k of the global batch that this share belongs to."""
+    keys: list[str]
+    """(B,) study keys, holes included."""
+    weight_B: Tensor
+    """(B,) float32: 1 for a usable study, 0 for a hole (a bad sample never shifts another)."""
+    views: dict[str, PackedTokens]
+    """Named views, e.g. 'global_a', 'global_b', 'local'; all index the same B studies."""
+    text: TextBatch
+
+    @property
+    def size(self) -> int:
+        """B, holes included."""
+        return len(self.keys)
+
+    def to(self, device: torch.device | str) -> StudyBatch:
+        """Move every tensor to a device."""
+        return replace(
+            self,
+            weight_B=self.weight_B.to(device),
+            views={name: view.to(device) for name, view in self.views.items()},
+            text=self.text.to(device),
+        )

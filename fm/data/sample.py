@@ -1,0 +1,222 @@
+"""The shard contract: what one WebDataset sample holds, as types.
+
+One sample is one *study*: every series of one visit plus its report. The members of a study `K` are
+
+- ``K.json``: a :class:`StudyMeta`, allow-listed typed fields only;
+- ``K.<series>.b2``: the voxels of one series, see :mod:`fm.data.codec`;
+- ``K.<series>.seg.b2``: an optional label map on the same grid.
+
+Axes of every volume are (D, H, W): D the acquired slice axis, H the in-plane axis nearest superior (anterior in
+axial planes), W the other one; each increases toward R, A or S. ``affine`` maps (d, h, w, 1) to RAS+ millimetres.
+This module is torch-free; ``data_prep`` writes it and ``fm.data`` reads it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
+from typing import Any
+
+FORMAT_VERSION = 1
+STUDY_KEY = re.compile(r"[a-z0-9_]+")
+SERIES_NAME = re.compile(r"[a-z0-9_]+")
+
+LabelValue = str | float | int
+"""A label is a number, a whole number or a short word; a missing label is an absent key, never zero or ''."""
+
+
+class SampleError(ValueError):
+    """A sample that breaks the shard contract; the message names the member and the field."""
+
+
+class Contrast(StrEnum):
+    """Image contrast of a series; the order is the order of the model's condition embedding: append only."""
+
+    OTHER = "other"
+    T1W = "t1w"
+    T2W = "t2w"
+    FLAIR = "flair"
+    T1_FLAIR = "t1_flair"
+    STIR = "stir"
+    PD = "pd"
+    DWI = "dwi"
+    ADC = "adc"
+    SWI = "swi"
+    BOLD = "bold"
+    BSSFP = "bssfp"
+    ANGIO = "angio"
+    PERFUSION = "perfusion"
+    DIXON = "dixon"
+
+
+class Agent(StrEnum):
+    """Whether contrast agent was given before the series; a contrast tag alone never means yes."""
+
+    UNKNOWN = "unknown"
+    NO = "no"
+    YES = "yes"
+
+
+class Role(StrEnum):
+    """How the voxels came about."""
+
+    ORIGINAL = "original"
+    DERIVED = "derived"
+    REGISTERED = "registered"
+
+
+class Plane(StrEnum):
+    """Patient plane nearest to the acquired slices."""
+
+    AXIAL = "axial"
+    CORONAL = "coronal"
+    SAGITTAL = "sagittal"
+
+
+@dataclass(kw_only=True, slots=True)
+class SeriesMeta:
+    """One series of a study. Lengths in mm, times in ms, field strength in T, angles in degrees, b in s/mm²."""
+
+    name: str
+    contrast: Contrast
+    role: Role
+    plane: Plane
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    affine: list[list[float]]
+    slice_position_mm: list[float]
+    """(D,) position of each slice along the slice axis, from the first."""
+    slice_valid: list[bool]
+    """(D,) False where a slice is missing; its voxels are zero and must become no tokens."""
+    frame_of_reference: int
+    """Whole number within the study: equal numbers share patient coordinates."""
+    foreground: tuple[tuple[int, int, int], tuple[int, int, int]]
+    """Half-open voxel box (start, stop) of the body."""
+    intensity_scale: float
+    intensity_offset: float
+    """value = stored * intensity_scale + intensity_offset, in the scanner's units."""
+    intensity_low: float
+    intensity_high: float
+    """0.5 and 99.5 percentile of foreground voxels in the scanner's units: the range to normalise by."""
+    agent: Agent = Agent.UNKNOWN
+    repetition_time_ms: float | None = None
+    echo_time_ms: float | None = None
+    inversion_time_ms: float | None = None
+    flip_angle_deg: float | None = None
+    b_value: float | None = None
+    field_strength_t: float | None = None
+    vendor: str | None = None
+
+
+@dataclass(kw_only=True, slots=True)
+class Report:
+    """De-identified report sections; an absent section is ''."""
+
+    findings: str = ""
+    impression: str = ""
+    technique: str = ""
+    history: str = ""
+
+    @property
+    def diagnostic(self) -> str:
+        """Findings and impression only: the text that may be matched with images (no technique, age or sex)."""
+        return "\n".join(part for part in (self.findings, self.impression) if part)
+
+
+@dataclass(kw_only=True, slots=True)
+class StudyMeta:
+    """The JSON member of a study."""
+
+    key: str
+    patient: str
+    """Keyed pseudonym; one patient has one, everywhere."""
+    region: str
+    """Body region word: head, abdomen, spine, …, or unknown."""
+    series: list[SeriesMeta]
+    age: float | str | None = None
+    """Years: whole from 2 to 89, decimal under 2, the category '90+' above 89; None where unknown."""
+    sex: str | None = None
+    """'f', 'm' or 'o'; None where unknown."""
+    report: Report | None = None
+    labels: dict[str, LabelValue] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+
+def to_json(meta: StudyMeta) -> bytes:
+    """The JSON member of a study, checked; sorted keys, so equal studies give equal bytes."""
+    check(meta)
+    return json.dumps(asdict(meta), sort_keys=True, ensure_ascii=False, allow_nan=False).encode()
+
+
+def from_json(payload: bytes) -> StudyMeta:
+    """Parse and check a JSON member.
+
+    Raises:
+        SampleError: the payload is not JSON, has an unknown or missing field, or breaks the contract.
+    """
+    try:
+        raw = json.loads(payload)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as err:
+        raise SampleError(f"study member is not JSON: {err}") from None
+    if not isinstance(raw, dict):
+        raise SampleError("study member is not a JSON object")
+    try:
+        series = [_series(entry) for entry in raw.pop("series", [])]
+        report = raw.pop("report", None)
+        meta = StudyMeta(series=series, report=Report(**report) if report is not None else None, **raw)
+    except (TypeError, ValueError, KeyError, AttributeError) as err:
+        raise SampleError(f"study member does not fit the contract: {err}") from None
+    check(meta)
+    return meta
+
+
+def check(meta: StudyMeta) -> None:
+    """Raise :class:`SampleError` where a study breaks the shard contract."""
+    if meta.format_version != FORMAT_VERSION:
+        raise SampleError(f"format version {meta.format_version}: this code reads version {FORMAT_VERSION}")
+    if not STUDY_KEY.fullmatch(meta.key):
+        raise SampleError(f"study key {meta.key!r} must match [a-z0-9_]+")
+    names = [s.name for s in meta.series]
+    if len(set(names)) != len(names):
+        raise SampleError(f"study {meta.key}: series names repeat")
+    if isinstance(meta.age, str) and meta.age != "90+" or isinstance(meta.age, int | float) and not 0 <= meta.age < 90:
+        raise SampleError(f"study {meta.key}: age {meta.age!r} is neither 0–89 years nor '90+'")
+    for s in meta.series:
+        where = f"study {meta.key}, series {s.name}"
+        if not SERIES_NAME.fullmatch(s.name):
+            raise SampleError(f"{where}: name must match [a-z0-9_]+")
+        depth = s.shape[0]
+        if len(s.shape) != 3 or min(s.shape) < 1:
+            raise SampleError(f"{where}: shape {s.shape} is not (D, H, W)")
+        if len(s.slice_valid) != depth or len(s.slice_position_mm) != depth:
+            raise SampleError(f"{where}: slice_valid and slice_position_mm need {depth} entries")
+        numbers = [*s.spacing_mm, *(v for row in s.affine for v in row), s.intensity_scale, s.intensity_offset]
+        if not all(math.isfinite(v) for v in [*numbers, s.intensity_low, s.intensity_high]):
+            raise SampleError(f"{where}: geometry or intensity is not finite")
+        if [len(row) for row in s.affine] != [4, 4, 4, 4] or min(s.spacing_mm) <= 0:
+            raise SampleError(f"{where}: affine must be 4×4 and spacing positive")
+        start, stop = s.foreground
+        if any(not 0 <= a < b <= n for a, b, n in zip(start, stop, s.shape, strict=True)):
+            raise SampleError(f"{where}: foreground box {s.foreground} is outside the shape {s.shape}")
+
+
+def _series(raw: dict[str, Any]) -> SeriesMeta:
+    known = {f.name for f in fields(SeriesMeta)}
+    if unknown := set(raw) - known:
+        raise ValueError(f"unknown series field {sorted(unknown)[0]!r}")
+    start, stop = raw["foreground"]
+    return SeriesMeta(
+        **{
+            **raw,
+            "contrast": Contrast(raw["contrast"]),
+            "role": Role(raw["role"]),
+            "plane": Plane(raw["plane"]),
+            "agent": Agent(raw.get("agent", Agent.UNKNOWN)),
+            "shape": tuple(raw["shape"]),
+            "spacing_mm": tuple(raw["spacing_mm"]),
+            "foreground": (tuple(start), tuple(stop)),
+        }
+    )
