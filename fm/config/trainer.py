@@ -1,0 +1,88 @@
+"""How a training run computes, saves and ends; the topology (nodes, processes) is in the launch group.
+
+Enum members are named as YAML writes them: OmegaConf looks enums up by name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from fm.config.errors import ConfigError
+
+
+class Precision(StrEnum):
+    """Number format of the student inside the engine; the masters and the teacher are always float32."""
+
+    auto = "auto"
+    """bf16 where the hardware multiplies it natively, else fp32."""
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class Device(StrEnum):
+    """Where the workers compute."""
+
+    auto = "auto"
+    """CUDA where it is available, else the CPU."""
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Resume(StrEnum):
+    """What a run does with the checkpoints that its folder holds."""
+
+    auto = "auto"
+    """Go on from the newest good checkpoint; start afresh only where none was ever committed."""
+    required = "required"
+    """Go on from the newest good checkpoint, or fail."""
+
+
+class Weights(StrEnum):
+    """Which of the two networks an export holds."""
+
+    teacher = "teacher"
+    student = "student"
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainerConfig:
+    """DeepSpeed stage and precision, checkpoints, logging."""
+
+    stage: int = 2
+    """DeepSpeed ZeRO stage: 0 replicates, 1 shards optimiser states, 2 gradients too, 3 parameters too."""
+    precision: Precision = Precision.auto
+    device: Device = Device.auto
+    deterministic: bool = False
+    """Only deterministic kernels: a resumed run then repeats an uninterrupted one bit for bit."""
+    checkpoint_every_steps: int = 200
+    keep_last: int = 2
+    """Committed checkpoints to keep; older ones are deleted."""
+    resume: Resume = Resume.auto
+    log_every_steps: int = 1
+    """Steps between rows of metrics.jsonl."""
+    max_bad_steps: int = 20
+    """Skipped steps in a row (loss or gradient not finite) after which the run stops."""
+    collective_timeout_s: int = 600
+    """Seconds after which a collective that a lost rank never joins raises an error."""
+    signal_lead_s: int = 120
+    """Seconds between a stop signal and the kill that follows: the time there is to save."""
+    export_weights: Weights = Weights.teacher
+
+    def __post_init__(self) -> None:
+        """Refuse combinations that cannot train.
+
+        ZeRO-0 with bf16 keeps no float32 masters (the weights drift; 17 % off after 10 steps), so it is refused.
+        """
+        if self.stage not in (0, 1, 2, 3):
+            raise ConfigError(f"trainer.stage={self.stage} is no ZeRO stage: use 0, 1, 2 or 3")
+        if self.stage == 0 and self.precision is Precision.bf16:
+            raise ConfigError(
+                "trainer.stage=0 with trainer.precision=bf16 has no float32 master weights: "
+                "use trainer.stage=1, 2 or 3, or trainer.precision=fp32"
+            )
+        for name in ("checkpoint_every_steps", "keep_last", "log_every_steps", "max_bad_steps"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"trainer.{name}={getattr(self, name)} must be at least 1")
+        if self.collective_timeout_s < 1 or self.signal_lead_s < 1:
+            raise ConfigError("trainer.collective_timeout_s and trainer.signal_lead_s must be at least 1 second")

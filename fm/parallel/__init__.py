@@ -1,0 +1,1 @@
+"""The only user of ``torch.distributed``: collectives and the DeepSpeed strategies."""
