@@ -5,7 +5,9 @@ Shape legend: T tokens of the whole pack, P voxels per patch, S sequences (one p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -48,6 +50,19 @@ class PackedTokens:
         return replace(self, **moved)
 
 
+def concat(packs: Sequence[PackedTokens]) -> PackedTokens:
+    """One pack of all sequences of `packs`, in order. Study rows are kept, so they ascend within each part only."""
+    starts = [0, *accumulate(pack.patches_TP.shape[0] for pack in packs)]
+    joined = {
+        name: torch.cat([getattr(pack, name) for pack in packs])
+        for name in PackedTokens.__slots__
+        if name != "offsets_S1"
+    }
+    offsets = [pack.offsets_S1[:-1] + start for pack, start in zip(packs, starts, strict=False)]
+    total = packs[0].offsets_S1.new_tensor([starts[-1]])
+    return PackedTokens(offsets_S1=torch.cat([*offsets, total]), **joined)
+
+
 @dataclass(kw_only=True, slots=True)
 class TextBatch:
     """Tokenised texts, right-padded."""
@@ -58,6 +73,8 @@ class TextBatch:
     """(B, L) bool: True where a token stands."""
     present_B: Tensor
     """(B,) bool: False where the study has no report; its row is padding and must carry no loss."""
+    identity_B: Tensor
+    """(B,) int64: hash of the whole report text, before any augmentation; equal texts are no negatives of each other."""
 
     def to(self, device: torch.device | str) -> TextBatch:
         """Move to a device."""
@@ -74,6 +91,8 @@ class StudyBatch:
     """(B,) study keys, holes included."""
     weight_B: Tensor
     """(B,) float32: 1 for a usable study, 0 for a hole (a bad sample never shifts another)."""
+    patient_B: Tensor
+    """(B,) int64: hash of the patient's pseudonym; 0 for a hole."""
     views: dict[str, PackedTokens]
     """Named views, e.g. 'global_a', 'global_b', 'local'; all index the same B studies."""
     text: TextBatch
@@ -88,6 +107,7 @@ class StudyBatch:
         return replace(
             self,
             weight_B=self.weight_B.to(device),
+            patient_B=self.patient_B.to(device),
             views={name: view.to(device) for name, view in self.views.items()},
             text=self.text.to(device),
         )

@@ -1,0 +1,78 @@
+"""Model configuration: the shape of the 3D image encoder and of the text encoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from fm.config.errors import ConfigError
+
+
+class PatchStem(StrEnum):
+    """How the voxels of a patch become a token; named as YAML writes them (OmegaConf looks enums up by name)."""
+
+    linear = "linear"
+    conv = "conv"
+    """Non-overlapping small cells first, shared weights, then the patch: some translation tolerance for little data."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelConfig:
+    """Base of the polymorphic group `model`; `kind` picks the subclass."""
+
+    kind: str = "???"
+
+
+@dataclass(kw_only=True, slots=True)
+class VitTextConfig(ModelConfig):
+    """A packed 3D ViT with gated study pooling, beside a BERT-like text encoder."""
+
+    kind: str = "vit_text"
+    patch_voxels: list[int] = field(default_factory=lambda: [4, 16, 16])
+    """Patch size (D, H, W) in voxels of the view grid."""
+    patch_stem: PatchStem = PatchStem.linear
+    cell_voxels: list[int] = field(default_factory=lambda: [2, 4, 4])
+    """Cell size (D, H, W) of the conv stem; must divide the patch."""
+    cell_channels: int = 32
+    dim: int = 384
+    depth: int = 12
+    heads: int = 6
+    mlp_ratio: float = 4.0
+    registers: int = 4
+    qk_norm: bool = True
+    layer_scale: float = 1e-5
+    """Initial value of LayerScale; 0 leaves LayerScale out."""
+    rope_min_period_mm: float = 16.0
+    rope_max_period_mm: float = 800.0
+    absolute_position: bool = True
+    """Add a Fourier embedding of the position in mm to each token, beside the rotary one."""
+    pool_heads: int = 4
+    """Attention heads of the gated pooling over a study's tokens."""
+    embed_dim: int = 512
+    """E: size of the shared image–text space."""
+    text_dim: int = 512
+    text_depth: int = 6
+    text_heads: int = 8
+    text_max_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        """Refuse shapes that do not fit together."""
+        self.patch_stem = PatchStem(self.patch_stem)
+        for name, sizes in (("patch_voxels", self.patch_voxels), ("cell_voxels", self.cell_voxels)):
+            if len(sizes) != 3 or min(sizes) < 1:
+                raise ConfigError(f"model.{name}={list(sizes)}: give three whole numbers ≥ 1, (D, H, W)")
+        if self.patch_stem is PatchStem.conv and any(
+            p % c for p, c in zip(self.patch_voxels, self.cell_voxels, strict=True)
+        ):
+            raise ConfigError(
+                f"model.cell_voxels={list(self.cell_voxels)}: each must divide patch_voxels={list(self.patch_voxels)}"
+            )
+        for name, dim, heads in (("dim", self.dim, self.heads), ("text_dim", self.text_dim, self.text_heads)):
+            if dim % heads:
+                raise ConfigError(f"model.{name}={dim}: must be a multiple of its {heads} heads")
+        if self.dim // self.heads < 6:
+            raise ConfigError(
+                f"model.heads={self.heads}: heads of {self.dim // self.heads} dims hold no 3 axes; use ≥ 6"
+            )
+        if not 0 < self.rope_min_period_mm < self.rope_max_period_mm:
+            raise ConfigError("model.rope_min_period_mm: must be positive and below rope_max_period_mm")

@@ -1,0 +1,81 @@
+"""Objective configuration: which losses train the encoder, and how they are weighed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from fm.config.errors import ConfigError
+
+
+class Centering(StrEnum):
+    """How teacher targets are kept from collapsing onto few prototypes; both use the global batch and hold no state.
+
+    Members are named as YAML writes them: OmegaConf looks enums up by name.
+    """
+
+    sinkhorn = "sinkhorn"
+    """Sinkhorn–Knopp: every prototype gets an equal share of the batch."""
+    softmax = "softmax"
+    """Softmax after subtraction of the batch mean of the teacher's logits."""
+
+
+class TextLoss(StrEnum):
+    """The image–text loss."""
+
+    clip = "clip"
+    siglip = "siglip"
+
+
+@dataclass(kw_only=True, slots=True)
+class ObjectiveConfig:
+    """Base of the polymorphic group `objective`; `kind` picks the subclass."""
+
+    kind: str = "???"
+
+
+@dataclass(kw_only=True, slots=True)
+class JointConfig(ObjectiveConfig):
+    """EMA self-distillation on class tokens beside image–text contrast."""
+
+    kind: str = "joint"
+    self_distillation_weight: float = 1.0
+    image_text_weight: float = 1.0
+    koleo_weight: float = 0.1
+    image_text: TextLoss = TextLoss.clip
+    mask_same_patient: bool = True
+    """Another study of the same patient is no negative."""
+    initial_temperature: float = 0.07
+    """Start of the learnt contrastive temperature; CLIP only, SigLIP starts at 1/10 with bias −10."""
+    student_sees_globals: bool = True
+    """The student encodes the global views too; else self-distillation is local → global only."""
+    prototypes: int = 4096
+    head_hidden_dim: int = 1024
+    head_bottleneck_dim: int = 256
+    centering: Centering = Centering.sinkhorn
+    sinkhorn_iterations: int = 3
+    student_temperature: float = 0.1
+    teacher_temperature: float = 0.05
+
+    def __post_init__(self) -> None:
+        """Refuse weights and temperatures outside their range."""
+        self.image_text = TextLoss(self.image_text)
+        self.centering = Centering(self.centering)
+        for name, value in (
+            ("self_distillation_weight", self.self_distillation_weight),
+            ("image_text_weight", self.image_text_weight),
+            ("koleo_weight", self.koleo_weight),
+        ):
+            if value < 0:
+                raise ConfigError(f"objective.{name}={value}: must be ≥ 0")
+        if self.self_distillation_weight + self.image_text_weight == 0:
+            raise ConfigError("objective: self_distillation_weight and image_text_weight are both 0, nothing to learn")
+        for name, value in (
+            ("initial_temperature", self.initial_temperature),
+            ("student_temperature", self.student_temperature),
+            ("teacher_temperature", self.teacher_temperature),
+        ):
+            if value <= 0:
+                raise ConfigError(f"objective.{name}={value}: must be positive")
+        if self.prototypes < 2 or self.sinkhorn_iterations < 1:
+            raise ConfigError("objective: prototypes must be ≥ 2 and sinkhorn_iterations ≥ 1")

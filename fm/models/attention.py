@@ -1,0 +1,57 @@
+"""Attention within each sequence of a pack: one reference, and a CUDA fast path that must equal it.
+
+Shape legend: T tokens of the pack, S sequences, H heads, C channels per head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(kw_only=True, slots=True)
+class Pack:
+    """Where each sequence of a pack starts; made once per forward, used by every block."""
+
+    lengths: list[int]
+    offsets_S1: Tensor
+    """(S + 1,) int32 on the tokens' device."""
+
+    @classmethod
+    def of(cls, lengths: list[int], device: torch.device) -> Pack:
+        """From the number of tokens of each sequence."""
+        offsets = torch.zeros(len(lengths) + 1, dtype=torch.int32)
+        offsets[1:] = torch.tensor(lengths, dtype=torch.int32).cumsum(0)
+        return cls(lengths=lengths, offsets_S1=offsets.to(device))
+
+
+def packed_attention(q_THC: Tensor, k_THC: Tensor, v_THC: Tensor, pack: Pack) -> Tensor:
+    """Softmax attention of each sequence with itself, (T, H, C); scale 1/√C. Takes the fast path where there is one."""
+    if q_THC.is_cuda and q_THC.dtype in (torch.bfloat16, torch.float16):
+        return varlen_attention(q_THC, k_THC, v_THC, pack)
+    return reference_attention(q_THC, k_THC, v_THC, pack)
+
+
+def reference_attention(q_THC: Tensor, k_THC: Tensor, v_THC: Tensor, pack: Pack) -> Tensor:
+    """One scaled-dot-product attention per sequence, exact on every device.
+
+    On a CPU this beats a padded batch: no masked work, and the flash kernel needs no mask.
+    """
+    parts = []
+    for q, k, v in zip(*(x.split(pack.lengths) for x in (q_THC, k_THC, v_THC)), strict=True):
+        out = F.scaled_dot_product_attention(*(x.transpose(0, 1).unsqueeze(0) for x in (q, k, v)))
+        parts.append(out.squeeze(0).transpose(0, 1))
+    return torch.cat(parts) if parts else torch.zeros_like(q_THC)
+
+
+def varlen_attention(q_THC: Tensor, k_THC: Tensor, v_THC: Tensor, pack: Pack) -> Tensor:
+    """The same through ``torch.nn.attention.varlen`` (CUDA, half precision only)."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    longest = max(pack.lengths, default=0)
+    out = varlen_attn(q_THC, k_THC, v_THC, pack.offsets_S1, pack.offsets_S1, longest, longest)
+    assert isinstance(out, Tensor)
+    return out

@@ -1,0 +1,136 @@
+"""FmModel: 3D image encoder, study pooling and text encoder in one transformers model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.initialization import constant_, normal_, ones_, zeros_
+
+from fm.batch import PackedTokens, TextBatch
+from fm.models.config import FmConfig
+from fm.models.pool import GatedPool
+from fm.models.text import TextEncoder
+from fm.models.vit import LayerScale, VisionTransformer
+
+
+@dataclass(kw_only=True, slots=True)
+class ImageFeatures:
+    """Features of a pack. S series views, T patch tokens, B studies, D channels."""
+
+    class_SD: Tensor
+    """Class token of each series view."""
+    tokens_TD: Tensor
+    """Dense features, one per patch, in the order of the pack."""
+    series_SD: Tensor
+    """Gated pooling over the tokens of each series alone."""
+    study_BD: Tensor
+    """Gated pooling over all tokens of a study; zeros for a study without series."""
+
+
+class ContrastScale(nn.Module):
+    """Learnt inverse temperature and bias of the image–text logits; a module, so that ZeRO-3 can gather them."""
+
+    max_scale = 100.0
+
+    def __init__(self, config: FmConfig) -> None:
+        super().__init__()
+        self.start = math.log(1 / config.initial_temperature), config.initial_bias
+        self.log_scale = nn.Parameter(torch.zeros(()))
+        self.bias = nn.Parameter(torch.zeros(()))
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """(scale, bias), float32 scalars; the scale is at most 100 as in CLIP."""
+        return self.log_scale.float().clamp(max=math.log(self.max_scale)).exp(), self.bias.float()
+
+
+class FmModel(PreTrainedModel):  # type: ignore[misc]
+    """Frozen-feature encoder of MRI studies and reports; loads with ``AutoModel.from_pretrained`` after ``import fm.models``."""
+
+    config_class = FmConfig
+    base_model_prefix = "fm"
+    main_input_name = "patches_TP"
+    _supports_sdpa = True
+    _no_split_modules = ["Block"]  # noqa: RUF012  (transformers reads a list)
+
+    def __init__(self, config: FmConfig) -> None:
+        super().__init__(config)
+        self.image = VisionTransformer(config)
+        self.pool = GatedPool(config.dim, config.pool_heads)
+        self.image_projection = nn.Linear(config.dim, config.embed_dim, bias=False)
+        self.text = TextEncoder(config)
+        self.text_projection = nn.Linear(config.text_dim, config.embed_dim, bias=False)
+        self.scale = ContrastScale(config)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Linear maps N(0, 1/fan-in), tokens and embeddings N(0, 0.02²); depth is tamed by LayerScale or by 1/√(2·depth)."""
+        if isinstance(module, nn.Linear):
+            normal_(module.weight, std=module.in_features**-0.5)
+            if module.bias is not None:
+                zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            normal_(module.weight, std=self.config.initializer_range)
+        elif isinstance(module, nn.LayerNorm):
+            ones_(module.weight)
+            zeros_(module.bias)
+        elif isinstance(module, LayerScale):
+            constant_(module.scale, self.config.layer_scale)
+        elif isinstance(module, VisionTransformer):
+            normal_(module.prefix, std=self.config.initializer_range)
+        elif isinstance(module, ContrastScale):
+            constant_(module.log_scale, module.start[0])
+            constant_(module.bias, module.start[1])
+
+    def encode_image(self, views: PackedTokens, studies: int) -> ImageFeatures:
+        """Encode a pack that indexes `studies` studies."""
+        features = self.image(views)
+        lengths_S = views.offsets_S1.diff()
+        sequences = lengths_S.shape[0]
+        own_S = torch.arange(sequences, device=lengths_S.device)
+        tokens = torch.cat([features.class_SD, features.tokens_TD])
+        return ImageFeatures(
+            class_SD=features.class_SD,
+            tokens_TD=features.tokens_TD,
+            series_SD=self.pool(tokens, _rows(own_S, views), sequences),
+            study_BD=self.pool(tokens, _rows(views.study_S, views), studies),
+        )
+
+    def pool_studies(self, class_SD: Tensor, tokens_TD: Tensor, views: PackedTokens, studies: int) -> Tensor:
+        """(B, D): gated pooling over all tokens of each study, for tokens that are already encoded."""
+        pooled: Tensor = self.pool(torch.cat([class_SD, tokens_TD]), _rows(views.study_S, views), studies)
+        return pooled
+
+    def embed_study(self, views: PackedTokens, studies: int) -> Tensor:
+        """(B, E) projected study embeddings of unit length; a study without series gives zeros."""
+        return self.project_image(self.encode_image(views, studies).study_BD)
+
+    def project_image(self, pooled_BD: Tensor) -> Tensor:
+        """(B, D) pooled features to (B, E) of unit length in the shared space, float32."""
+        return F.normalize(self.image_projection(pooled_BD).float(), dim=-1)
+
+    def encode_text(self, text: TextBatch) -> Tensor:
+        """(B, E) text embeddings of unit length, float32; rows without a text are meaningless."""
+        return F.normalize(self.text_projection(self.text(text)).float(), dim=-1)
+
+    def contrast_scale(self) -> tuple[Tensor, Tensor]:
+        """(scale, bias) of the image–text logits."""
+        scale, bias = self.scale()
+        return scale, bias
+
+    def forward(self, views: PackedTokens, studies: int | None = None) -> ImageFeatures:
+        """Same as :meth:`encode_image`; `studies` defaults to the largest study row of the pack plus one."""
+        if studies is None:
+            studies = int(views.study_S.max()) + 1 if views.study_S.numel() else 0
+        return self.encode_image(views, studies)
+
+
+def _rows(value_S: Tensor, views: PackedTokens) -> Tensor:
+    """A number per sequence, for class tokens first and then for every patch token."""
+    spread_T = value_S.repeat_interleave(views.offsets_S1.diff(), output_size=views.patches_TP.shape[0])
+    return torch.cat([value_S, spread_T])

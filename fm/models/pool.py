@@ -1,0 +1,36 @@
+"""Gated attention pooling: tokens of any number of series to one vector per study."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class GatedPool(nn.Module):
+    """Attention-weighted mean of the tokens of each segment (a series or a study), several heads.
+
+    Gated attention for multiple-instance learning (Ilse et al., arXiv 1802.04712): the score of a token is
+    w · (tanh(V x) ∘ sigmoid(U x)). A missing series is simply absent; an empty segment gives zeros.
+    """
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.hidden = nn.Linear(dim, dim)
+        self.gate = nn.Linear(dim, dim)
+        self.score = nn.Linear(dim, heads)
+        self.value = nn.Linear(dim, dim)
+
+    def forward(self, tokens_ND: Tensor, segment_N: Tensor, segments: int) -> Tensor:
+        """(N, D) tokens and (N,) segment rows to (segments, D)."""
+        score_NH = self.score(torch.tanh(self.hidden(tokens_ND)) * torch.sigmoid(self.gate(tokens_ND))).float()
+        index_NH = segment_N.unsqueeze(1).expand_as(score_NH)
+        top = score_NH.new_full((segments, self.heads), float("-inf"))
+        top = top.scatter_reduce(0, index_NH, score_NH.detach(), "amax")
+        weight_NH = (score_NH - top.index_select(0, segment_N)).exp()
+        total = weight_NH.new_zeros(segments, self.heads).index_add(0, segment_N, weight_NH)
+        weight_NH = weight_NH / total.index_select(0, segment_N)
+        value_NHC = self.value(tokens_ND).float().unflatten(1, (self.heads, -1))
+        weighted = (value_NHC * weight_NH.unsqueeze(2)).flatten(1)
+        pooled = weighted.new_zeros(segments, weighted.shape[1]).index_add(0, segment_N, weighted)
+        return pooled.to(tokens_ND.dtype)

@@ -1,0 +1,174 @@
+"""The packed 3D vision transformer.
+
+Shape legend: T patch tokens of the pack, N all tokens (class token and registers included), S sequences, D channels,
+H heads, C channels per head, R registers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fm.batch import PackedTokens
+from fm.data.sample import Agent, Contrast, Plane
+from fm.models.attention import Pack, packed_attention
+from fm.models.config import FmConfig
+from fm.models.patch import ConvStem, LinearStem
+from fm.models.position import FourierPosition, rotary_table, rotate
+
+
+@dataclass(kw_only=True, slots=True)
+class VitOutput:
+    """Features after the last norm."""
+
+    class_SD: Tensor
+    tokens_TD: Tensor
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention within each sequence, rotary positions, optional LayerNorm of queries and keys."""
+
+    def __init__(self, dim: int, heads: int, qk_norm: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+        self.q_norm = nn.LayerNorm(dim // heads) if qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(dim // heads) if qk_norm else nn.Identity()
+
+    def forward(self, x_ND: Tensor, table: Tensor, pack: Pack) -> Tensor:
+        """(N, D) to (N, D)."""
+        q_NHC, k_NHC, v_NHC = self.qkv(x_ND).unflatten(1, (3, self.heads, -1)).unbind(1)
+        q_NHC, k_NHC = rotate(self.q_norm(q_NHC), table), rotate(self.k_norm(k_NHC), table)
+        out: Tensor = self.out(packed_attention(q_NHC, k_NHC, v_NHC, pack).flatten(1))
+        return out
+
+
+class Mlp(nn.Module):
+    """Two linear maps with a GELU between them."""
+
+    def __init__(self, dim: int, ratio: float) -> None:
+        super().__init__()
+        self.up = nn.Linear(dim, int(dim * ratio))
+        self.down = nn.Linear(int(dim * ratio), dim)
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        """(N, D) to (N, D)."""
+        out: Tensor = self.down(F.gelu(self.up(x_ND)))
+        return out
+
+
+class LayerScale(nn.Module):
+    """A learnt factor per channel (CaiT, arXiv 2103.17239)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        """(N, D) to (N, D)."""
+        return x_ND * self.scale
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block."""
+
+    def __init__(self, config: FmConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.dim, eps=1e-6)
+        self.attention = Attention(config.dim, config.heads, config.qk_norm)
+        self.scale1 = LayerScale(config.dim) if config.layer_scale else nn.Identity()
+        self.norm2 = nn.LayerNorm(config.dim, eps=1e-6)
+        self.mlp = Mlp(config.dim, config.mlp_ratio)
+        self.scale2 = LayerScale(config.dim) if config.layer_scale else nn.Identity()
+
+    def forward(self, x_ND: Tensor, table: Tensor, pack: Pack) -> Tensor:
+        """(N, D) to (N, D)."""
+        x_ND = x_ND + self.scale1(self.attention(self.norm1(x_ND), table, pack))
+        out: Tensor = x_ND + self.scale2(self.mlp(self.norm2(x_ND)))
+        return out
+
+
+class Condition(nn.Module):
+    """What the headers say of a series (contrast, plane, contrast agent, spacing), as one vector per sequence."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.contrast = nn.Embedding(len(Contrast), dim)
+        self.plane = nn.Embedding(len(Plane), dim)
+        self.agent = nn.Embedding(len(Agent), dim)
+        self.spacing = nn.Linear(3, dim)
+
+    def forward(self, views: PackedTokens) -> Tensor:
+        """(S, D)."""
+        log_mm = views.spacing_S3.log().to(self.spacing.weight.dtype)
+        words = self.contrast(views.contrast_S) + self.plane(views.plane_S) + self.agent(views.agent_S)
+        out: Tensor = words + self.spacing(log_mm)
+        return out
+
+
+class VisionTransformer(nn.Module):
+    """Patches in millimetres to one class token per series view and one token per patch.
+
+    A sequence is [class token, registers, patches]; class token and registers sit at the origin, the centre of the
+    foreground box. The result of a sequence depends on nothing else in the pack.
+    """
+
+    def __init__(self, config: FmConfig) -> None:
+        super().__init__()
+        self.config = config
+        patch = _triple(config.patch_voxels)
+        if config.patch_stem == "conv":
+            self.stem: nn.Module = ConvStem(patch, _triple(config.cell_voxels), config.cell_channels, config.dim)
+        else:
+            self.stem = LinearStem(patch, config.dim)
+        longest, shortest = config.rope_max_period_mm, config.rope_min_period_mm
+        self.absolute = FourierPosition(config.dim, shortest, longest) if config.absolute_position else None
+        self.condition = Condition(config.dim)
+        self.prefix = nn.Parameter(torch.zeros(1 + config.registers, config.dim))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.dim, eps=1e-6)
+
+    def forward(self, views: PackedTokens) -> VitOutput:
+        """Encode every sequence of a pack."""
+        x_TD = self.stem(views.patches_TP.to(self.prefix.dtype))
+        if self.absolute is not None:
+            x_TD = x_TD + self.absolute(views.position_T3)
+        lengths = views.lengths
+        sequences, device = len(lengths), x_TD.device
+        sequence_T = torch.repeat_interleave(
+            torch.arange(sequences, device=device), views.offsets_S1.diff(), output_size=x_TD.shape[0]
+        )
+        condition_SD = self.condition(views)
+        # The gradient of a gather is a sum over tokens: float32, or bf16 would round it away.
+        x_TD = x_TD + condition_SD.float().index_select(0, sequence_T).to(x_TD.dtype)
+        prefix_length = self.prefix.shape[0]
+        patch_row_T = torch.arange(x_TD.shape[0], device=device) + prefix_length * (sequence_T + 1)
+        first_S = views.offsets_S1[:-1] + prefix_length * torch.arange(sequences, device=device)
+        prefix_row = (first_S.unsqueeze(1) + torch.arange(prefix_length, device=device)).flatten()
+        prefix_SRD = self.prefix + condition_SD.unsqueeze(1)
+
+        rows = x_TD.shape[0] + prefix_row.shape[0]
+        x_ND = x_TD.new_zeros(rows, self.config.dim).index_copy(0, patch_row_T, x_TD)
+        x_ND = x_ND.index_copy(0, prefix_row, prefix_SRD.flatten(0, 1))
+        position_N3 = views.position_T3.new_zeros(rows, 3).index_copy(0, patch_row_T, views.position_T3)
+        table = rotary_table(
+            position_N3,
+            self.config.dim // self.config.heads,
+            self.config.rope_min_period_mm,
+            self.config.rope_max_period_mm,
+            x_ND.dtype,
+        )
+        pack = Pack.of([n + prefix_length for n in lengths], device)
+        for block in self.blocks:
+            x_ND = block(x_ND, table, pack)
+        x_ND = self.norm(x_ND)
+        return VitOutput(class_SD=x_ND.index_select(0, first_S), tokens_TD=x_ND.index_select(0, patch_row_T))
+
+
+def _triple(sizes: list[int] | tuple[int, ...]) -> tuple[int, int, int]:
+    d, h, w = sizes
+    return d, h, w

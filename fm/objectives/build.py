@@ -1,0 +1,51 @@
+"""From configuration to the modules of a training run."""
+
+from __future__ import annotations
+
+import copy
+
+from fm.config.data import DataConfig
+from fm.config.errors import ConfigError
+from fm.config.model import ModelConfig
+from fm.config.objective import JointConfig, ObjectiveConfig, TextLoss
+from fm.models.build import build_model
+from fm.objectives.joint import JointObjective
+from fm.objectives.student import StudentModule
+
+
+def build_student(model: ModelConfig, objective: ObjectiveConfig, data: DataConfig, vocab_size: int) -> StudentModule:
+    """The freshly initialised student; seed torch before the call.
+
+    Raises:
+        ConfigError: a kind of model or objective that this version does not build.
+    """
+    config = _joint(objective)
+    sigmoid = config.image_text is TextLoss.siglip
+    encoder = build_model(
+        model,
+        data,
+        vocab_size,
+        initial_temperature=0.1 if sigmoid else config.initial_temperature,
+        initial_bias=-10.0 if sigmoid else 0.0,
+    )
+    return StudentModule(encoder, config)
+
+
+def make_teacher(student: StudentModule) -> StudentModule:
+    """A float32 copy without gradients, in eval mode; bf16 would never move at a momentum near 1."""
+    return copy.deepcopy(student).float().requires_grad_(False).eval()
+
+
+def build_objective(objective: ObjectiveConfig) -> JointObjective:
+    """The objective: forward of student and teacher, and the losses. Holds neither parameters nor state.
+
+    Raises:
+        ConfigError: a kind that this version does not build.
+    """
+    return JointObjective(_joint(objective))
+
+
+def _joint(objective: ObjectiveConfig) -> JointConfig:
+    if not isinstance(objective, JointConfig):
+        raise ConfigError(f"objective.kind={objective.kind!r}: this version builds 'joint'")
+    return objective
