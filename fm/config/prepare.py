@@ -1,0 +1,97 @@
+"""Preparation configuration: how a hospital's DICOM and reports become de-identified shards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from fm.config.errors import ConfigError
+
+PHANTOM_LABELS = (
+    "lesion",
+    "lesion_kind",
+    "lesion_side",
+    "lesion_site",
+    "lesion_grade",
+    "lesion_size_mm",
+    "lesion_voxels",
+    "lesion_cnr",
+    "atrophy",
+    "atrophy_grade",
+    "sinus",
+    "findings",
+)
+
+
+class Volumes(StrEnum):
+    """What is kept of a series that holds several volumes; named as YAML writes them."""
+
+    all = "all"
+    """Every volume, in order."""
+    mean = "mean"
+    """b = 0, the mean of each diffusion shell, and the mean of everything else."""
+
+
+class Gaps(StrEnum):
+    """What happens to a series with slices missing."""
+
+    keep = "keep"
+    """Kept on the true grid; the missing slices are zero and marked invalid."""
+    quarantine = "quarantine"
+
+
+class UnknownReports(StrEnum):
+    """What a report for a study that is not in the input means."""
+
+    refuse = "refuse"
+    """The dataset is finished without it, then the command fails and says so."""
+    allow = "allow"
+    """Counted and quarantined."""
+
+
+@dataclass(kw_only=True, slots=True)
+class PrepareConfig:
+    """How DICOM becomes shards."""
+
+    key_file: str = ""
+    """File of the secret key (made if absent, mode 0600); empty: <out>.key/secret beside the output. Whoever holds it
+    can link pseudonyms to patients."""
+    site: str = ""
+    """Namespace of PatientIDs that name no issuer: the same number at two sites is two patients."""
+    volumes: Volumes = Volumes.all
+    """What is kept of a series with several volumes (diffusion, BOLD)."""
+    gaps: Gaps = Gaps.keep
+    """What happens to a series with slices missing."""
+    labels: list[str] = field(default_factory=lambda: list(PHANTOM_LABELS))
+    """Columns of the labels file that may enter the shards; numbers or short words."""
+    test_fraction: float = 0.2
+    """Share of patients held out in the split `test`; the others are `train`."""
+    split_seed: int = 0
+    """Another number draws another split under the same key."""
+    unknown_reports: UnknownReports = UnknownReports.refuse
+    """What a report for a study that is not in the input means."""
+    report_max_chars: int = 20_000
+    """A longer report is quarantined; its study stays, without text."""
+    quantisation_bits: int = 12
+    """Bits a voxel, 8 to 16; whole numbers that fit are stored exactly."""
+    shard_mib: int = 128
+    """A shard is closed once it holds this much."""
+    convert_timeout_s: float = 120.0
+    """Longest conversion of one series."""
+    memory_limit_gib: float = 16.0
+    """Address space of one worker process; a file that needs more is quarantined."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        if not 0.0 <= self.test_fraction < 1.0:
+            raise ConfigError(f"prepare.test_fraction={self.test_fraction}: a share from 0 to below 1 is needed")
+        if not 8 <= self.quantisation_bits <= 16:
+            raise ConfigError(f"prepare.quantisation_bits={self.quantisation_bits}: choose 8 to 16")
+        for name, value in (
+            ("report_max_chars", self.report_max_chars),
+            ("shard_mib", self.shard_mib),
+            ("convert_timeout_s", self.convert_timeout_s),
+            ("memory_limit_gib", self.memory_limit_gib),
+        ):
+            if value <= 0:
+                raise ConfigError(f"prepare.{name}={value}: a number above 0 is needed")
