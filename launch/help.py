@@ -28,12 +28,12 @@ def overview(verbs: Iterable[str]) -> str:
     lines += ["Verbs, in the order of the work:"]
     for verb in verbs:
         lines += _row(verb, registry.summary(JOBS[verb]), 12)
-    lines += _row("completion", "Print completion for a shell: eval \"$(fm completion bash)\", or zsh.", 12)
+    lines += _row("completion", 'Print completion for a shell: eval "$(fm completion bash)", or zsh.', 12)
     return "\n".join([*lines, "", "New here? fm demo run=runs/demo shows the whole way on simulated studies."])
 
 
 def verb_help(verb: str, config_dirs: Iterable[Path] = ()) -> str:
-    """The page of ``fm VERB --help``: the plain form, every key with type, default and meaning, the groups, the flags."""
+    """The page of ``fm VERB --help``: plain form, every key with default and meaning, groups, flags."""
     job = JOBS[verb]
     lines = [registry.summary(job), "", f"  {plain_form(job)}", "", "Keys"]
     for key in registry.keys(job).values():

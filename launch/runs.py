@@ -1,7 +1,7 @@
 """Run folders: start, resume, repeat, and the record of every attempt.
 
-A run folder holds ``run.yaml`` (the composed job with commit and dataset id under ``about``) and ``attempts.jsonl``, one
-line per start. Keys that may change between attempts are kept there, never in ``run.yaml``.
+A run folder holds ``run.yaml`` (the composed job with commit and dataset id under ``about``) and ``attempts.jsonl``,
+one line per start. Keys that may change between attempts are kept there, never in ``run.yaml``.
 """
 
 from __future__ import annotations
@@ -223,4 +223,3 @@ def commit() -> str:
 def _git(clone: Path, *words: str) -> str:
     done = subprocess.run(["git", "-C", str(clone), *words], capture_output=True, text=True, timeout=20, check=True)
     return done.stdout.strip()
-

@@ -83,7 +83,7 @@ def difference(before: Any, after: Any) -> dict[str, tuple[Any, Any]]:
 
 
 def save(job: Any, path: Path, **facts: Any) -> None:
-    """Write a job as YAML, with `facts` (verb, commit, dataset id, …) under ``about``; replaces the file in one step."""
+    """Write a job as YAML, in one step, with `facts` (verb, commit, dataset id, …) under ``about``."""
     text = yaml.safe_dump({"about": facts, **plain(job)}, sort_keys=False, allow_unicode=True)
     partial = path.with_name(path.name + ".tmp")
     partial.write_text(text, encoding="utf-8")
@@ -181,7 +181,9 @@ def _member(enum: type[Enum], value: Any, where: str) -> Enum:
     if isinstance(value, enum):
         return value
     words = {str(member.value): member for member in enum}
-    spelt = {False: ("off", "no", "false"), True: ("on", "yes", "true")}.get(value, ()) if isinstance(value, bool) else ()
+    spelt = (
+        {False: ("off", "no", "false"), True: ("on", "yes", "true")}.get(value, ()) if isinstance(value, bool) else ()
+    )
     for word in (str(value), *spelt):
         if word in words:
             return words[word]
@@ -199,7 +201,8 @@ def _type_line(cls: type, err: OmegaConfBaseException) -> str:
 
 def _restore_tuples(section: Any, prefix: str) -> None:
     """Turn lists into tuples where the dataclass says so, and check their length."""
-    for key in registry.keys(type(section)).values():
+    cls: type = type(section)
+    for key in registry.keys(cls).values():
         value, where = getattr(section, key.name), prefix + key.name
         if dataclasses.is_dataclass(value):
             _restore_tuples(value, where + ".")

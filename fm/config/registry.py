@@ -50,7 +50,7 @@ class Key:
 
     @property
     def type_name(self) -> str:
-        """The type as a reader of the help writes it: ``int``, ``text``, ``off|offline|online``, ``[int, int, int]``."""
+        """The type in words: ``int``, ``text``, ``off|offline|online``, ``[int, int, int]``."""
         return describe_type(self.type)
 
     @property
@@ -144,7 +144,8 @@ def is_polymorphic(cls: type) -> bool:
 
 def kinds(base: type) -> dict[str, type]:
     """The subclasses of a polymorphic base by the value of their ``kind``."""
-    return {str(keys(sub)["kind"].default): sub for sub in base.__subclasses__()}
+    subclasses: list[type] = base.__subclasses__()
+    return {str(keys(sub)["kind"].default): sub for sub in subclasses}
 
 
 def variants(cls: type) -> list[type]:

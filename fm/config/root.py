@@ -23,7 +23,7 @@ from fm.config.trainer import TrainerConfig
 
 @dataclass(kw_only=True, slots=True)
 class PhantomJob:
-    """Simulate MRI studies as DICOM with reports, labels, masks and a picture sheet; the same seed gives the same bytes."""
+    """Simulate MRI studies as DICOM with reports, labels, masks and a picture sheet; equal seeds give equal bytes."""
 
     plain_form: ClassVar[str] = "fm phantom out=DIR studies=400 seed=0"
 
@@ -67,7 +67,7 @@ class PrepareJob:
 
 @dataclass(kw_only=True, slots=True)
 class PretrainJob:
-    """Train an image encoder and a text encoder on prepared shards; run the command again with run=DIR alone to resume."""
+    """Train an image encoder and a text encoder on prepared shards; run=DIR alone resumes."""
 
     plain_form: ClassVar[str] = "fm pretrain data.url=URL run=DIR"
 
@@ -136,7 +136,7 @@ class EmbedJob:
 
 @dataclass(kw_only=True, slots=True)
 class DemoJob:
-    """Phantom (or your own DICOM), prepare, pretrain, export and evaluate in one go; run it again to go on where it stopped."""
+    """Phantom (or your own DICOM), prepare, pretrain, export and evaluate in one go; run=DIR alone goes on."""
 
     plain_form: ClassVar[str] = "fm demo run=DIR [input=DIR reports=FILE]"
     filled: ClassVar[tuple[str, ...]] = ("data.url",)

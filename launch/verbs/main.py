@@ -111,7 +111,7 @@ def _verb(plain: Sequence[str]) -> tuple[str, list[str]]:
         return "completion", list(plain[1:])
     subverbs = [verb for verb in known if verb.split()[0] == plain[0]]
     if subverbs:
-        raise UserError(f"fm {plain[0]} needs a second word; write fm {' or fm '.join(subverbs)}")
+        raise UserError(f"{' '.join(plain[:2])}: no such verb; write fm {' or fm '.join(subverbs)}")
     raise UserError(f"unknown verb {plain[0]}; {registry.hint(plain[0], [*known, 'completion'], 'see fm --help')}")
 
 
@@ -175,16 +175,17 @@ def _sweep(request: Request) -> int:
 
 def execute(request: Request) -> int:
     """Compose one job, open its folder and run its verb; errors after this point leave their traceback in a log."""
-    from fm.config import compose
+    from fm.config.compose import compose_values
+    from fm.config.load import build
     from launch import events, runs
 
     job_type = JOBS[request.verb]
     if "run" in registry.keys(job_type):
         job: Any = runs.open_run(request)
-        log = Path(job.run) / events.NAME
+        log: Path | None = Path(job.run) / events.NAME
         print(f"run folder: {job.run}", flush=True)
     else:
-        job = compose.build(job_type, compose.compose_values(request))
+        job = build(job_type, compose_values(request))
         log = events.beside(getattr(job, "out", None))
     with events.recorded(log):
         try:
