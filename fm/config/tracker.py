@@ -9,7 +9,7 @@ from enum import StrEnum
 class WandbMode(StrEnum):
     """Whether Weights & Biases gets a copy of the metrics; named as YAML writes it (OmegaConf looks enums up by name)."""
 
-    disabled = "disabled"
+    off = "off"
     offline = "offline"
     """Written under the run folder; `wandb sync` uploads it later."""
     online = "online"

@@ -81,8 +81,13 @@ class TrainerConfig:
                 "trainer.stage=0 with trainer.precision=bf16 has no float32 master weights: "
                 "use trainer.stage=1, 2 or 3, or trainer.precision=fp32"
             )
-        for name in ("checkpoint_every_steps", "keep_last", "log_every_steps", "max_bad_steps"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"trainer.{name}={getattr(self, name)} must be at least 1")
-        if self.collective_timeout_s < 1 or self.signal_lead_s < 1:
-            raise ConfigError("trainer.collective_timeout_s and trainer.signal_lead_s must be at least 1 second")
+        for name, count in (
+            ("checkpoint_every_steps", self.checkpoint_every_steps),
+            ("keep_last", self.keep_last),
+            ("log_every_steps", self.log_every_steps),
+            ("max_bad_steps", self.max_bad_steps),
+            ("collective_timeout_s", self.collective_timeout_s),
+            ("signal_lead_s", self.signal_lead_s),
+        ):
+            if count < 1:
+                raise ConfigError(f"trainer.{name}={count}: must be at least 1")

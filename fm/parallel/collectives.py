@@ -80,7 +80,9 @@ def all_gather_flat(values: Tensor, out: Tensor) -> Tensor:
     """Lay every rank's equally long vector end to end in `out`, in rank order; no gradient."""
     if not is_distributed():
         return out.copy_(values)
-    dist.all_gather_into_tensor(out, values)
+    # The older name is deprecated from torch 2.13 on, the newer one absent before.
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    gather(out, values)
     return out
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -38,7 +40,8 @@ class EngineStrategy(DeepSpeedStrategy):
     def _setup_model_and_optimizer(self, model: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         # DeepSpeed casts float buffers with the weights; tables such as rotary frequencies must stay float32.
         buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
-        engine = super()._setup_model_and_optimizer(model, *args, **kwargs)
+        with _broadcast_of_scalars():
+            engine = super()._setup_model_and_optimizer(model, *args, **kwargs)
         for name, buffer in model.named_buffers():
             if buffer.dtype != buffers[name].dtype:
                 buffer.data = buffers[name].to(buffer.device)
@@ -64,6 +67,28 @@ class CpuEngineStrategy(EngineStrategy):
     def root_device(self) -> torch.device:
         """The CPU, with the local rank as its index: DeepSpeed wants one."""
         return torch.device("cpu", self.local_rank)
+
+
+@contextmanager
+def _broadcast_of_scalars() -> Iterator[None]:
+    """Let DeepSpeed broadcast zero-dimensional parameters: 0.19.8 views each weight as bytes, which fails for a scalar."""
+    from deepspeed.runtime.engine import DeepSpeedEngine
+
+    original = DeepSpeedEngine._broadcast_model
+
+    def broadcast(engine: Any) -> None:
+        scalars = [parameter for parameter in engine.module.parameters() if parameter.ndim == 0]
+        for parameter in scalars:
+            parameter.data = parameter.data.view(1)
+        original(engine)
+        for parameter in scalars:
+            parameter.data = parameter.data.view(())
+
+    DeepSpeedEngine._broadcast_model = broadcast
+    try:
+        yield
+    finally:
+        DeepSpeedEngine._broadcast_model = original
 
 
 def make_strategy(

@@ -1,0 +1,77 @@
+"""Lightning's Trainer with our parts in place of its defaults."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+
+import lightning.pytorch as pl
+import torch
+
+from fm.batch import StudyBatch
+from fm.config.trainer import Device, Precision, TrainerConfig
+from fm.parallel.strategy import make_strategy
+
+
+def build_trainer(
+    config: TrainerConfig,
+    *,
+    device: Device,
+    precision: Precision,
+    clip_norm: float,
+    micro_batch_size: int,
+    callbacks: Sequence[pl.Callback],
+) -> pl.Trainer:
+    """A Trainer for one pass over a finite loader.
+
+    Metrics, checkpoints, progress and resume are ours, so Lightning's own are off; the loader ends when the run does.
+
+    Args:
+        config: stage, determinism, timeouts.
+        device: resolved device.
+        precision: resolved precision.
+        clip_norm: largest gradient norm.
+        micro_batch_size: studies per rank and forward pass.
+        callbacks: in the order in which they run.
+    """
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=r".*`training_step` returned `None`.*")
+    if config.deterministic:
+        torch.use_deterministic_algorithms(True)
+    return pl.Trainer(
+        accelerator=device.value,
+        devices=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+        num_nodes=int(os.environ.get("GROUP_WORLD_SIZE", "1")),
+        strategy=make_strategy(
+            stage=config.stage,
+            precision=precision,
+            device=device,
+            micro_batch_size=micro_batch_size,
+            clip_norm=clip_norm,
+            timeout_s=config.collective_timeout_s,
+        ),
+        callbacks=list(callbacks),
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+    )
+
+
+class Stream:
+    """Batches for Lightning, once through; Lightning asks for an iterator twice, and only the second one is used."""
+
+    def __init__(self, batches: Iterable[StudyBatch]) -> None:
+        """Take the batches of the rest of the run."""
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[StudyBatch]:
+        """The batches; nothing is read before the first is asked for."""
+        yield from self._batches
