@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.initialization import constant_, normal_, ones_, zeros_
 
 from fm.batch import PackedTokens, TextBatch
+from fm.data.collate import pack
+from fm.data.views import Lattice, whole_view
+from fm.data.volume import SeriesImage, read_nifti
 from fm.models.config import FmConfig
 from fm.models.pool import GatedPool
 from fm.models.text import TextEncoder
@@ -117,6 +124,33 @@ class FmModel(PreTrainedModel):  # type: ignore[misc]
     def encode_text(self, text: TextBatch) -> Tensor:
         """(B, E) text embeddings of unit length, float32; rows without a text are meaningless."""
         return F.normalize(self.text_projection(self.text(text)).float(), dim=-1)
+
+    @property
+    def lattice(self) -> Lattice:
+        """The patch lattice that this model's input is sampled on."""
+        d, h, w = self.config.patch_voxels
+        return Lattice(
+            patch_voxels=(d, h, w),
+            spacing_mm=self.config.spacing_mm,
+            slice_spacing_mm=self.config.slice_spacing_mm,
+            min_tissue=self.config.min_tissue,
+        )
+
+    def pack_series(self, studies: Sequence[Sequence[SeriesImage]]) -> PackedTokens:
+        """Whole, unaugmented views of all series of each study, as one pack on the model's device."""
+        rows = [(row, whole_view(image, self.lattice)) for row, study in enumerate(studies) for image in study]
+        patch_size = math.prod(self.config.patch_voxels)
+        return pack([v for _, v in rows], [row for row, _ in rows], patch_size).to(self.device)
+
+    @torch.no_grad()
+    def embed_nifti(self, path: str | Path) -> NDArray[np.float32]:
+        """(E,) unit embedding of one 3D NIfTI file, taken as a study of one series; `model.eval()` is the caller's.
+
+        Raises:
+            VolumeError: the file is no readable 3D volume.
+        """
+        embedding: NDArray[np.float32] = self.embed_study(self.pack_series([[read_nifti(path)]]), 1)[0].cpu().numpy()
+        return embedding
 
     def contrast_scale(self) -> tuple[Tensor, Tensor]:
         """(scale, bias) of the image–text logits."""

@@ -1,0 +1,56 @@
+"""Reports to token batches; in training, sentences are shuffled and some left out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from fm.batch import TextBatch
+from fm.config.data import DataConfig
+from fm.data.plan import stable_hash
+
+_SENTENCE = re.compile(r"(?<=[.!?;])\s+|\n+")
+
+
+def augment_text(text: str, data: DataConfig, rng: np.random.Generator) -> str:
+    """The text with its sentences shuffled and some dropped, by configuration; never empty where `text` is not."""
+    sentences = [s.strip() for s in _SENTENCE.split(text) if s.strip()]
+    if not sentences:
+        return text
+    kept = [s for s in sentences if rng.random() >= data.sentence_dropout] or [
+        sentences[int(rng.integers(len(sentences)))]
+    ]
+    if data.sentence_shuffle:
+        kept = [kept[i] for i in rng.permutation(len(kept))]
+    return " ".join(kept)
+
+
+def text_batch(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, originals: Sequence[str] | None = None
+) -> TextBatch:
+    """Tokenise texts, right-padded to the longest; an empty text is an absent one.
+
+    Args:
+        texts: what the encoder reads.
+        tokenizer: cuts at its ``model_max_length``.
+        originals: the same reports before augmentation, for ``identity_B``; `texts` where None.
+    """
+    encoded = tokenizer(list(texts), truncation=True, padding=False)["input_ids"]
+    length = max((len(ids) for ids in encoded), default=1)
+    ids = torch.full((len(texts), max(length, 1)), int(tokenizer.pad_token_id or 0), dtype=torch.int64)
+    mask = torch.zeros(ids.shape, dtype=torch.bool)
+    for row, (tokens, text) in enumerate(zip(encoded, texts, strict=True)):
+        if text:
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+            mask[row, : len(tokens)] = True
+    whole = texts if originals is None else originals
+    return TextBatch(
+        ids_BL=ids,
+        mask_BL=mask,
+        present_B=torch.tensor([bool(text) for text in texts], dtype=torch.bool),
+        identity_B=torch.tensor([stable_hash(text) if text else 0 for text in whole], dtype=torch.int64),
+    )

@@ -1,0 +1,247 @@
+"""Views: what the network sees of a series, as patches with positions in millimetres.
+
+A view samples the series' own grid on a patch lattice: in-plane at the target spacing with an anti-aliasing triangle
+filter, along the slice axis at the series' own spacing (thin slices averaged in whole numbers). Patches without tissue,
+whether air, padding or missing slices, never become tokens. No view is ever mirrored: a report may name a side.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fm.config.data import DataConfig
+from fm.data.sample import Agent, Contrast, Plane
+from fm.data.volume import SeriesImage
+from fm.grid import apply_affine
+
+Float = NDArray[np.float32]
+
+_FLOOR = np.float32(0.1)
+"""Normalised value of the darkest tissue; air is 0, so that dark tissue (CSF on FLAIR) and air differ."""
+_CEILING = np.float32(1.5)
+_CONTRASTS, _PLANES, _AGENTS = tuple(Contrast), tuple(Plane), tuple(Agent)
+
+
+@dataclass(kw_only=True, slots=True)
+class Lattice:
+    """The grid of patches that views are sampled on."""
+
+    patch_voxels: tuple[int, int, int]
+    spacing_mm: float
+    slice_spacing_mm: float
+    min_tissue: float
+
+
+@dataclass(kw_only=True, slots=True)
+class Draw:
+    """The random choices of one view; the defaults give the whole foreground box, unchanged."""
+
+    start: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    stop: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    """Crop along (D, H, W) as shares of the foreground box."""
+    shift: tuple[float, float, float] | None = None
+    """Offset of the lattice in 0–1 patches; None centres the lattice on the crop."""
+    spacing_factor: float = 1.0
+    offset_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Added to every position."""
+    gain: float = 1.0
+    gamma: float = 1.0
+    noise: float = 0.0
+    keep: float = 1.0
+    """Share of the tissue tokens that are kept."""
+
+
+@dataclass(kw_only=True, slots=True)
+class SeriesView:
+    """Tokens of one view of one series; n ≥ 1 tokens of P voxels."""
+
+    patches: Float
+    """(n, P): −1 in air, about −0.8 to 1.2 in tissue; voxel order (d, h, w) within the patch."""
+    position_mm: Float
+    """(n, 3) RAS+ mm from the centre of the foreground box."""
+    spacing_mm: tuple[float, float, float]
+    """Voxel spacing of the view, (D, H, W)."""
+    contrast: int
+    plane: int
+    agent: int
+
+
+def lattice_of(data: DataConfig, patch_voxels: tuple[int, int, int]) -> Lattice:
+    """The lattice that a configuration asks for."""
+    return Lattice(
+        patch_voxels=patch_voxels,
+        spacing_mm=data.spacing_mm,
+        slice_spacing_mm=data.slice_spacing_mm,
+        min_tissue=data.min_tissue,
+    )
+
+
+def whole_view(image: SeriesImage, lattice: Lattice) -> SeriesView:
+    """The whole foreground box without augmentation: the view to embed."""
+    return view(image, lattice, Draw(), np.random.default_rng(0))
+
+
+def draw_view(data: DataConfig, rng: np.random.Generator, *, local: bool) -> Draw:
+    """Random choices for a training view, global or local."""
+    smallest, keep = (data.local_extent, data.local_keep) if local else (data.global_extent, data.global_keep)
+    extent = rng.uniform(smallest, smallest if local else 1.0, 3)
+    start = rng.uniform(0, 1 - extent)
+    stop = start + extent
+    shift, offset = rng.uniform(0, 1, 3), rng.uniform(-1, 1, 3) * data.position_jitter_mm
+    return Draw(
+        start=(start[0], start[1], start[2]),
+        stop=(stop[0], stop[1], stop[2]),
+        shift=(shift[0], shift[1], shift[2]),
+        spacing_factor=float(1 + rng.uniform(-1, 1) * data.spacing_jitter),
+        offset_mm=(offset[0], offset[1], offset[2]),
+        gain=float(1 + rng.uniform(-1, 1) * data.gain),
+        gamma=float(math.exp(rng.uniform(-1, 1) * data.gamma)),
+        noise=float(rng.uniform(0, data.noise)),
+        keep=keep,
+    )
+
+
+def view(image: SeriesImage, lattice: Lattice, draw: Draw, rng: np.random.Generator) -> SeriesView:
+    """Sample one view.
+
+    Args:
+        image: the series, or a crop that holds all that the draw reaches.
+        lattice: patch size and target spacing.
+        draw: the random choices.
+        rng: for noise and for which tokens are kept.
+    """
+    axes = _axes(image, lattice, draw)
+    grid = _sample(image, axes, _levels(image, draw))
+    counts, sizes = (axes[0].patches, axes[1].patches, axes[2].patches), lattice.patch_voxels
+    tissue = _tissue(grid, counts, sizes)
+    chosen = np.flatnonzero(tissue >= lattice.min_tissue)
+    if chosen.size == 0:
+        chosen = np.array([int(tissue.argmax())])
+    if draw.keep < 1:
+        count = max(1, round(draw.keep * chosen.size))
+        chosen = np.sort(rng.permutation(chosen)[:count])
+    where = np.unravel_index(chosen, counts)
+    blocks = grid.reshape(counts[0], sizes[0], counts[1], sizes[1], counts[2], sizes[2])
+    patches = blocks.transpose(0, 2, 4, 1, 3, 5)[where].reshape(chosen.size, -1)
+    patches -= 1
+    if draw.noise > 0:
+        patches += 2 * np.float32(draw.noise) * _noise(patches.size, rng).reshape(patches.shape)
+    index = np.stack([axis.centres[i] for axis, i in zip(axes, where, strict=True)], axis=1)
+    position = apply_affine(image.affine, index) - image.centre_mm + np.asarray(draw.offset_mm)
+    return SeriesView(
+        patches=patches,
+        position_mm=position.astype(np.float32),
+        spacing_mm=(axes[0].spacing_mm, axes[1].spacing_mm, axes[2].spacing_mm),
+        contrast=_CONTRASTS.index(image.contrast),
+        plane=_PLANES.index(image.plane),
+        agent=_AGENTS.index(image.agent),
+    )
+
+
+@dataclass(kw_only=True, slots=True)
+class _Axis:
+    """How one axis of the lattice reads one axis of the array."""
+
+    patches: int
+    lo: int
+    """First source voxel that is read."""
+    weights: Float
+    """(samples, source voxels from `lo` on): rows of the resampling filter; a row that sees only padding is zero."""
+    centres: NDArray[np.float64]
+    """(patches,) patch centres in source voxels."""
+    spacing_mm: float
+
+
+def _axes(image: SeriesImage, lattice: Lattice, draw: Draw) -> list[_Axis]:
+    spacing = image.spacing_mm
+    factor = max(1, round(lattice.slice_spacing_mm / spacing[0]))
+    steps = (float(factor), *(lattice.spacing_mm * draw.spacing_factor / mm for mm in spacing[1:]))
+    axes = []
+    for i, (step, size) in enumerate(zip(steps, lattice.patch_voxels, strict=True)):
+        low, high = image.foreground[0][i], image.foreground[1][i]
+        start, stop = (low + share[i] * (high - low) for share in (draw.start, draw.stop))
+        if i == 0:
+            start, stop = math.floor(start), math.ceil(stop)
+        patch = step * size
+        count = max(1, math.ceil((stop - start) / patch - 1e-6))
+        if draw.shift is None:
+            origin = (start + stop - count * patch) / 2
+        else:
+            origin = start - draw.shift[i] * patch
+            count = max(1, math.ceil((stop - origin) / patch - 1e-6))
+        if i == 0:
+            origin = math.floor(origin)
+        lo, weights = _filter(origin, step, count * size, image.stored.shape[i], box=i == 0)
+        if i == 0 and factor > 1:
+            # The mean of the slices that are there: a missing one must not darken its neighbours.
+            weights *= image.stored[lo : lo + weights.shape[1]].any(axis=(1, 2))
+            weights /= np.maximum(weights.sum(axis=1, keepdims=True), 1e-6)
+        centres = origin + (np.arange(count) + 0.5) * patch - 0.5
+        axes.append(_Axis(patches=count, lo=lo, weights=weights, centres=centres, spacing_mm=float(step * spacing[i])))
+    return axes
+
+
+def _filter(origin: float, step: float, samples: int, size: int, *, box: bool) -> tuple[int, Float]:
+    """Rows of weights that sample an axis of `size` voxels at `origin + (j + ½) · step − ½`.
+
+    A triangle as wide as the coarser of the two spacings (linear interpolation upwards, anti-aliased downwards), or a box
+    of `step` whole voxels. Weights are relative to the full filter, so samples at the rim fade into air.
+    """
+    centre = origin + (np.arange(samples) + 0.5) * step - 0.5
+    reach = step / 2 if box else max(1.0, step)
+    lo = int(max(0, min(size - 1, math.ceil(centre[0] - reach))))
+    hi = int(max(lo + 1, min(size, math.floor(centre[-1] + reach) + 1)))
+    distance = np.abs(centre[:, None] - np.arange(lo, hi)) / reach
+    raw = (distance < 1).astype(np.float64) if box else np.maximum(0, 1 - distance)
+    total = step if box else reach
+    return lo, (raw / total).astype(np.float32)
+
+
+def _levels(image: SeriesImage, draw: Draw) -> Float:
+    """What each stored integer becomes, less the −1 of air: normalised, gamma, gain. One look-up a voxel does it all."""
+    top = int(image.stored.max(initial=0))
+    scanner = np.arange(top + 1, dtype=np.float32) * np.float32(image.scale) + np.float32(image.offset)
+    share = (scanner - np.float32(image.low)) / np.float32(max(image.high - image.low, 1e-6))
+    levels = np.clip(share, 0, _CEILING) ** np.float32(draw.gamma) * np.float32(draw.gain) + _FLOOR
+    levels[0] = 0
+    return np.asarray(2 * levels, dtype=np.float32)
+
+
+def _sample(image: SeriesImage, axes: list[_Axis], levels: Float) -> Float:
+    """The lattice's voxels, resampled along each axis; 0 in air and padding."""
+    window = tuple(slice(axis.lo, axis.lo + axis.weights.shape[1]) for axis in axes)
+    values = levels[image.stored[window]]
+    d, h, w = (axis.weights for axis in axes)
+    narrow = values.reshape(-1, values.shape[2]) @ w.T
+    plane = narrow.reshape(*values.shape[:2], -1)
+    # Slices that keep their own spacing need copying only; the in-plane products are the smaller for coming after.
+    stack = plane if d.shape[0] == d.shape[1] and (d == np.eye(len(d))).all() else np.tensordot(d, plane, axes=1)
+    return np.asarray(h @ stack, dtype=np.float32)
+
+
+def _tissue(grid: Float, counts: tuple[int, int, int], sizes: tuple[int, int, int]) -> NDArray[np.float64]:
+    """(patches,) share of each patch's voxels that hold tissue."""
+    # Levels are doubled, so this is half the floor: a voxel at least half of which is tissue.
+    mask = (grid > _FLOOR).reshape(counts[0], sizes[0], -1).sum(axis=1, dtype=np.uint16)
+    rows = mask.reshape(counts[0], counts[1], sizes[1], -1).sum(axis=2, dtype=np.uint32)
+    found = rows.reshape(*counts, sizes[2]).sum(axis=3, dtype=np.int64)
+    return np.asarray(found.ravel() / math.prod(sizes))
+
+
+@functools.cache
+def _noise_bank() -> Float:
+    return np.random.default_rng(0).standard_normal(2**20, dtype=np.float32)
+
+
+def _noise(count: int, rng: np.random.Generator) -> Float:
+    """`count` normal numbers from a fixed bank at a random place: drawing them afresh costs more than the rest of a view."""
+    bank = _noise_bank()
+    if count >= bank.size:
+        return rng.standard_normal(count, dtype=np.float32)
+    start = int(rng.integers(bank.size - count))
+    return bank[start : start + count]

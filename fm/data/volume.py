@@ -1,0 +1,175 @@
+"""One series as voxels with their geometry, read from a shard or from a NIfTI file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from numpy.typing import NDArray
+
+from fm.config.errors import UserError
+from fm.data.codec import MAX_VOXELS, decode_volume, encode_volume
+from fm.data.sample import Agent, Contrast, Plane, SampleError, SeriesMeta
+from fm.grid import (
+    Box,
+    apply_affine,
+    border_connected_air,
+    bounding_box,
+    box_slices,
+    canonical_axes,
+    crop_affine,
+    full_box,
+    robust_range,
+)
+
+_MAX_NIFTI_BYTES = 8 * MAX_VOXELS
+
+
+class VolumeError(UserError):
+    """A volume file that cannot be read as one MRI series."""
+
+
+@dataclass(kw_only=True, slots=True)
+class SeriesImage:
+    """Voxels of a series, or of a crop of it, in the contract's axes (D, H, W)."""
+
+    stored: NDArray[np.uint8 | np.uint16]
+    """(D, H, W) quantised voxels as the shards hold them; 0 is air, or a missing slice."""
+    scale: float
+    offset: float
+    """``stored * scale + offset`` gives the scanner's units."""
+    affine: NDArray[np.float64]
+    """(4, 4): (d, h, w, 1) of this array to RAS+ mm."""
+    spacing_mm: tuple[float, float, float]
+    foreground: Box
+    """Half-open voxel box of the body within this array."""
+    centre_mm: NDArray[np.float64]
+    """(3,) centre of the whole series' foreground box in RAS+ mm: the origin of token positions, whatever the crop."""
+    low: float
+    high: float
+    """Intensity range to normalise by: 0.5 and 99.5 percentile of the body."""
+    contrast: Contrast = Contrast.OTHER
+    plane: Plane = Plane.AXIAL
+    agent: Agent = Agent.UNKNOWN
+
+    @property
+    def body(self) -> NDArray[np.bool_]:
+        """(D, H, W) False in air that reaches the border and in missing slices."""
+        return np.asarray(self.stored > 0)
+
+    @property
+    def values(self) -> NDArray[np.float32]:
+        """(D, H, W) in the scanner's units; air and missing slices at the offset."""
+        return np.asarray(self.stored * np.float32(self.scale) + np.float32(self.offset), dtype=np.float32)
+
+
+def from_sample(meta: SeriesMeta, payload: bytes, box: Box | None = None) -> SeriesImage:
+    """A series from its shard member; only what `box` needs is decompressed.
+
+    Args:
+        meta: the series' entry in the study's JSON member.
+        payload: the ``.b2`` member.
+        box: half-open voxel box to decode; None decodes everything.
+
+    Raises:
+        CodecError: the payload is damaged or no plain volume.
+        SampleError: its shape is not the one that `meta` says.
+    """
+    whole = full_box(meta.shape)
+    part = whole if box is None else box
+    stored = decode_volume(payload, box_slices(part))
+    expected = tuple(b - a for a, b in zip(*part, strict=True))
+    if stored.shape != expected:
+        raise SampleError(f"series {meta.name}: {stored.shape} voxels where the study says {expected}")
+    affine = np.asarray(meta.affine, dtype=np.float64)
+    valid = np.asarray(meta.slice_valid[part[0][0] : part[1][0]], dtype=bool)
+    if not valid.all():
+        stored[~valid] = 0
+    return SeriesImage(
+        stored=stored,
+        scale=meta.intensity_scale,
+        offset=meta.intensity_offset,
+        affine=crop_affine(affine, part[0]),
+        spacing_mm=meta.spacing_mm,
+        foreground=_within(meta.foreground, part),
+        centre_mm=_box_centre(affine, meta.foreground),
+        low=meta.intensity_low,
+        high=meta.intensity_high,
+        contrast=meta.contrast,
+        plane=meta.plane,
+        agent=meta.agent,
+    )
+
+
+def read_nifti(path: str | Path, contrast: Contrast = Contrast.OTHER, agent: Agent = Agent.UNKNOWN) -> SeriesImage:
+    """A 3D NIfTI file as a series; body, foreground and intensity range are measured, voxels quantised as in a shard.
+
+    Args:
+        path: ``.nii`` or ``.nii.gz``; the first volume is taken where there is a fourth axis of length 1.
+        contrast: what the series shows; NIfTI does not say.
+        agent: whether contrast agent was given; NIfTI does not say.
+
+    Raises:
+        VolumeError: missing, damaged, not 3D, oversized, constant, or with a singular or non-finite affine.
+    """
+    values, affine = _load(Path(path))
+    try:
+        grid = canonical_axes(affine, values.shape)
+    except ValueError as err:
+        raise VolumeError(f"{path}: {err}") from None
+    values = np.ascontiguousarray(grid.apply(values))
+    air = border_connected_air(values)
+    foreground = bounding_box(~air)
+    low, high = robust_range(values, ~air)
+    if foreground is None or not low < high:
+        raise VolumeError(f"{path}: no body found, the volume is constant or empty")
+    encoded = encode_volume(values, air)
+    return SeriesImage(
+        stored=decode_volume(encoded.payload),
+        scale=encoded.scale,
+        offset=encoded.offset,
+        affine=grid.affine,
+        spacing_mm=grid.spacing_mm,
+        foreground=foreground,
+        centre_mm=_box_centre(grid.affine, foreground),
+        low=low,
+        high=high,
+        contrast=contrast,
+        plane=Plane(grid.plane),
+        agent=agent,
+    )
+
+
+def _load(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    if not path.is_file():
+        raise VolumeError(f"{path}: no such file")
+    try:
+        image: Any = nibabel.Nifti1Image.from_filename(path)
+        shape = tuple(int(n) for n in image.shape)
+        while len(shape) > 3 and shape[-1] == 1:
+            shape = shape[:-1]
+        size = int(np.prod(shape, dtype=np.float64))
+        if len(shape) != 3 or not 0 < size <= MAX_VOXELS or size * image.dataobj.dtype.itemsize > _MAX_NIFTI_BYTES:
+            raise VolumeError(f"{path}: shape {image.shape} is not one 3D volume of at most {MAX_VOXELS} voxels")
+        values = np.asarray(image.dataobj, dtype=np.float32).reshape(shape)
+        affine = np.asarray(image.affine, dtype=np.float64)
+    except VolumeError:
+        raise
+    except Exception as err:  # nibabel and zlib report damage through many types
+        raise VolumeError(f"{path}: not a readable NIfTI file ({type(err).__name__})") from err
+    if not np.isfinite(values).all():
+        raise VolumeError(f"{path}: holds NaN or infinite voxels")
+    return values, affine
+
+
+def _box_centre(affine: NDArray[np.float64], box: Box) -> NDArray[np.float64]:
+    return apply_affine(affine, (np.asarray(box[0]) + np.asarray(box[1]) - 1) / 2)
+
+
+def _within(box: Box, part: Box) -> Box:
+    start = [min(max(a, p), q - 1) - p for a, p, q in zip(box[0], *part, strict=True)]
+    stop = [max(min(b, q) - p, a + 1) for b, p, q, a in zip(box[1], *part, start, strict=True)]
+    return (start[0], start[1], start[2]), (stop[0], stop[1], stop[2])
