@@ -1,0 +1,1 @@
+"""How good an encoder is: frozen features, probes with intervals, baselines beside every number, one report."""

@@ -1,0 +1,131 @@
+"""``report.html``: one file that needs nothing else, made from :class:`evals.results.Results` and a few pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from evals import figures
+from evals.pictures import Picture
+from evals.results import SYSTEM_WORDS, Bar, GalleryResult, MatchScore, Results, Score, System, TaskResult
+
+FOLDER = Path(__file__).parent
+PICTURE_PX = 121
+AUROC_LOW = 0.3
+
+
+def render(results: Results, pictures: Mapping[str, Sequence[Picture]], shown: Sequence[str]) -> str:
+    """The report as HTML.
+
+    Args:
+        results: every figure.
+        pictures: slices by study key, for examples and for `shown`.
+        shown: keys of the studies pictured in the section on studies.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        num=_num,
+        signed=_signed,
+        plain=_plain,
+        mark=_mark,
+        pairs=_pairs,
+        yaml=_yaml,
+        bar_value=_bar_value,
+        auroc_whisker=_auroc_whisker,
+        recall_whisker=_recall_whisker,
+        width=lambda p: round(PICTURE_PX * p.width_mm / max(p.width_mm, p.height_mm)),
+        height=lambda p: round(PICTURE_PX * p.height_mm / max(p.width_mm, p.height_mm)),
+    )
+    two_class = [t for t in results.tasks if len(t.classes) == 2]
+    return environment.get_template("report.html.j2").render(
+        r=results,
+        css=Markup((FOLDER / "report.css").read_text(encoding="utf-8")),
+        words=SYSTEM_WORDS,
+        systems=[s for s in System if s is not System.CHANCE],
+        percent=f"{results.suite['confidence'] * 100:g} %",
+        summary=_summary(results.bars),
+        overview=Markup(figures.overview(results.tasks)) if results.tasks else "",
+        rocs=[(task, Markup(figures.roc(task))) for task in two_class],
+        axis_auroc=Markup(figures.scale(AUROC_LOW, 1.0, (0.3, 0.5, 0.75, 1.0))),
+        axis_recall=Markup(figures.scale(0.0, 1.0, (0.0, 0.25, 0.5, 0.75, 1.0))),
+        pictures=pictures,
+        shown=[(key, pictures[key]) for key in shown if key in pictures],
+        curves=[
+            Markup(figures.curve(name, curve["step"], curve["value"]))
+            for name, curve in results.training.get("curves", {}).items()
+        ],
+        counts=_counts(results.dataset),
+    )
+
+
+def _summary(bars: Sequence[Bar]) -> str:
+    judged = [b for b in bars if b.met is not None]
+    if not judged:
+        return "No verdict could be measured: too few studies, reports or labels. What there is stands below."
+    met = sum(bool(b.met) for b in judged)
+    rest = len(bars) - len(judged)
+    open_words = f" {rest} could not be measured." if rest else ""
+    return f"{met} of {len(judged)} bars met, all fixed before the encoder was trained.{open_words}"
+
+
+def _pairs(task: TaskResult) -> list[tuple[Score, Score]]:
+    """The linear and the kNN score of each system, in order."""
+    by = {(s.system, s.probe): s for s in task.scores}
+    return [(by[s, "linear"], by[s, "knn"]) for s in System if (s, "linear") in by]
+
+
+def _counts(dataset: Mapping[str, Any]) -> list[tuple[str, int, int]]:
+    train, test = dataset["train"], dataset["test"]
+    rows = [(name.capitalize(), train[name], test[name]) for name in ("patients", "studies", "series", "reports")]
+    for group in ("region", "sex", "contrast", "vendor", "field strength"):
+        names = sorted({*train[group], *test[group]})
+        rows += [(f"{group}: {name}", train[group].get(name, 0), test[group].get(name, 0)) for name in names]
+    return rows
+
+
+def _num(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "−")
+
+
+def _plain(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _mark(system: System) -> Markup:
+    return Markup('<svg width="14" height="14" aria-hidden="true" style="display:inline">{}</svg>').format(
+        Markup(figures.marker(system, 7, 7))
+    )
+
+
+def _bar_value(bar: Bar) -> str:
+    if bar.value is None:
+        return ""
+    return f"{bar.value:.3f} ×" if bar.threshold >= 1 else _signed(bar.value)
+
+
+def _auroc_whisker(score: Score) -> Markup:
+    return Markup(figures.whisker(score.auroc, score.system, AUROC_LOW, 1.0, 0.5))
+
+
+def _recall_whisker(score: MatchScore, gallery: GalleryResult) -> Markup:
+    chance = next(s for s in gallery.scores if s.system is System.CHANCE)
+    return Markup(figures.whisker(score.recall["5"], score.system, 0.0, 1.0, chance.recall["5"].value))
+
+
+def _yaml(value: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True, width=110)
