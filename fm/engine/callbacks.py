@@ -43,15 +43,17 @@ class Keeper(pl.Callback):
         store: CheckpointStore,
         resume_from: Path | None,
         dataset_id: str,
+        accept: str,
         stop: StopFlag,
         student: StudentModule,
     ) -> None:
-        """Take the run's facts; `resume_from` is a folder that the store has verified."""
+        """Take the run's facts; `resume_from` is a folder that the store has verified, `accept` a dataset id it may not have."""
         self._config = config
         self._precision = precision
         self._store = store
         self._resume_from = resume_from
         self._dataset_id = dataset_id
+        self._accept = accept
         self._stop = stop
         self._student = student
         self.stopped = False
@@ -64,7 +66,7 @@ class Keeper(pl.Callback):
         if self._resume_from is not None:
             state = self._describe(module)
             module.completed_steps = load_checkpoint(
-                self._resume_from, state, engine=module.engine, teacher=module.teacher
+                self._resume_from, state, engine=module.engine, teacher=module.teacher, accept=self._accept
             )
             self.saved_step = module.completed_steps
         self._stop.install()

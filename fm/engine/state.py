@@ -14,6 +14,7 @@ from torch import nn
 from fm.engine.checkpoint import CheckpointError, CheckpointStore
 from fm.engine.masters import Masters
 from fm.engine.teacher import Teacher
+from fm.objectives.student import StudentModule
 from fm.parallel.collectives import any_flag, barrier, broadcast_object, rank, world_size
 
 log = logging.getLogger(__name__)
@@ -22,6 +23,7 @@ ENGINE_TAG = "engine"
 TEACHER_FILE = "teacher.safetensors"
 STUDENT_FILE = "student.safetensors"
 STATE_FILE = "state.json"
+MODEL_FOLDER = "model"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -37,8 +39,8 @@ class RunState:
     parameters: int
     """Trainable parameters: a changed architecture shows at once."""
 
-    def require_same(self, saved: RunState) -> None:
-        """Refuse to load a checkpoint of another topology, architecture or dataset.
+    def require_same(self, saved: RunState, accept: str = "") -> None:
+        """Refuse to load a checkpoint of another topology, architecture or dataset; `accept` names a dataset that may differ.
 
         Raises:
             CheckpointError: names the first thing that differs, with both values.
@@ -50,7 +52,7 @@ class RunState:
             ("number of trained parameters", self.parameters, saved.parameters),
             ("dataset id", self.dataset_id, saved.dataset_id),
         ):
-            if mine != theirs:
+            if mine != theirs and not (what == "dataset id" and mine == accept):
                 raise CheckpointError(f"the checkpoint at step {saved.step} has {what} {theirs}, this run has {mine}")
 
 
@@ -67,7 +69,7 @@ def read_state(folder: Path) -> RunState:
 
 
 def save_checkpoint(
-    store: CheckpointStore, state: RunState, *, engine: Any, masters: Masters, teacher: Teacher, student: nn.Module
+    store: CheckpointStore, state: RunState, *, engine: Any, masters: Masters, teacher: Teacher, student: StudentModule
 ) -> bool:
     """Save one step; a collective, on the main thread of every rank.
 
@@ -76,8 +78,8 @@ def save_checkpoint(
     Returns:
         False where any rank could not write (disk full, read-only): training goes on, earlier checkpoints are as they were.
     """
-    partial = Path(broadcast_object(str(_attempt(store.begin, state.step)) if rank() == 0 else ""))
-    if partial == Path("None"):
+    partial: Path | None = broadcast_object(_attempt(store.begin, state.step) if rank() == 0 else None)
+    if partial is None:
         return False
     failed = False
     weights = masters.read()
@@ -87,7 +89,7 @@ def save_checkpoint(
             save_file({name: w.contiguous().cpu() for name, w in weights.items()}, partial / STUDENT_FILE)
             save_file({name: w.contiguous().cpu() for name, w in teacher.state().items()}, partial / TEACHER_FILE)
             (partial / STATE_FILE).write_text(json.dumps(asdict(state), sort_keys=True))
-            student.fm.config.save_pretrained(partial / "model")
+            student.fm.config.save_pretrained(partial / MODEL_FOLDER)
     except (OSError, RuntimeError) as err:
         log.error("step %d could not be saved on rank %d: %s", state.step, rank(), err)
         failed = True
@@ -100,8 +102,8 @@ def save_checkpoint(
     return not failed
 
 
-def load_checkpoint(folder: Path, state: RunState, *, engine: Any, teacher: Teacher) -> int:
-    """Load a step that the store has verified; a collective.
+def load_checkpoint(folder: Path, state: RunState, *, engine: Any, teacher: Teacher, accept: str = "") -> int:
+    """Load a step that the store has verified; a collective. `accept`: a dataset id that may differ from the saved one.
 
     Returns:
         Steps completed.
@@ -110,7 +112,7 @@ def load_checkpoint(folder: Path, state: RunState, *, engine: Any, teacher: Teac
         CheckpointError: the checkpoint belongs to another topology, architecture or dataset, or DeepSpeed finds it wanting.
     """
     saved = read_state(folder)
-    state.require_same(saved)
+    state.require_same(saved, accept)
     path, _ = engine.load_checkpoint(str(folder), tag=ENGINE_TAG, load_lr_scheduler_states=False)
     if path is None:
         raise CheckpointError(f"checkpoint {folder}: DeepSpeed could not load it")

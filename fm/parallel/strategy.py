@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -125,14 +124,6 @@ def make_strategy(
     }
     if precision is Precision.bf16:
         config["bf16"] = {"enabled": True, "check_grad_overflow": True}
-    if on_cpu:
-        # The shared-memory op is compiled on first use and crashes where ninja or g++ is missing.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     options: dict[str, Any] = {"config": config, "precision_plugin": plugin, "timeout": timedelta(seconds=timeout_s)}
     return CpuEngineStrategy(**options, process_group_backend="gloo") if on_cpu else EngineStrategy(**options)
 
-
-def prepare_environment(device: Device) -> None:
-    """Settings that DeepSpeed reads once, on import: call this before anything imports it."""
-    if device is Device.cpu:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")

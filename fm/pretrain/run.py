@@ -1,0 +1,181 @@
+"""One worker's part of a pretraining run."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from fm.config.errors import UserError
+from fm.config.load import read
+from fm.config.model import VitTextConfig
+from fm.config.root import PretrainJob
+from fm.config.trainer import Resume
+from fm.data.index import Manifest
+from fm.data.plan import shares
+from fm.data.reader import build_loader
+from fm.data.tokenizer import load_tokenizer, train_tokenizer, training_reports
+from fm.engine.callbacks import Keeper, Recorder
+from fm.engine.checkpoint import CheckpointStore
+from fm.engine.export import CHECKPOINTS, METRICS, TOKENIZER, export_model
+from fm.engine.metrics import MetricLog
+from fm.engine.module import TrainingModule
+from fm.engine.signals import StopFlag
+from fm.engine.tracker import Tracker
+from fm.engine.trainer import Stream, build_trainer
+from fm.engine.verdict import Outcome, Verdict, write_verdict
+from fm.objectives import StudentModule, build_objective, build_student, make_teacher
+from fm.parallel.collectives import barrier, broadcast_object, rank, world_size
+from fm.parallel.group import join
+from fm.parallel.hardware import resolve_device, resolve_precision
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+EXPORT = "export"
+
+
+def pretrain(job: PretrainJob, run_dir: Path, attempt: str = "1") -> Outcome:
+    """Train until the last step or a stop signal; every worker process calls it with the same arguments.
+
+    The run folder receives ``tokenizer/``, ``checkpoints/``, ``metrics.jsonl``, ``skipped.jsonl`` where steps were skipped,
+    ``verdict.json`` and, at the end, ``export/``. A folder with checkpoints is resumed.
+
+    Args:
+        job: the configuration.
+        run_dir: the run folder; it exists.
+        attempt: name of this attempt, for metrics, tracker and verdict.
+
+    Returns:
+        ``DONE``, or ``REQUEUE`` after a stop signal.
+
+    Raises:
+        UserError: data, batch sizes, hardware or checkpoints do not allow the run; training that only produces NaN.
+    """
+    device = resolve_device(job.trainer)
+    join(device, job.trainer.collective_timeout_s)
+    stop = StopFlag()
+    stop.install()
+    manifest = Manifest.open(job.data.url)
+    dataset_id, manifest = manifest.dataset_id, manifest.select(split=job.data.split)
+    store = CheckpointStore(run_dir / CHECKPOINTS, job.trainer.keep_last)
+    tokenizer = _tokenizer(job, manifest, run_dir)
+    resumed = _on_rank_0(lambda: store.newest(job.trainer.resume is Resume.required))
+    step = resumed[0] if resumed else 0
+    if rank() == 0:
+        log.info("attempt %s: %s step %d of %d", attempt, "resumed at" if resumed else "starts at", step, job.max_steps)
+    stopped = False
+    if step < job.max_steps:
+        torch.manual_seed(job.seed)
+        student = build_student(job.model, job.objective, job.data, len(tokenizer))
+        module = _module(job, student)
+        keeper = Keeper(
+            config=job.trainer,
+            precision=resolve_precision(job.trainer).value,
+            store=store,
+            resume_from=resumed[1] if resumed else None,
+            dataset_id=dataset_id,
+            accept=job.data.accept,
+            stop=stop,
+            student=student,
+        )
+        trainer = build_trainer(
+            job.trainer,
+            device=device,
+            precision=resolve_precision(job.trainer),
+            clip_norm=job.optim.clip_norm,
+            micro_batch_size=job.data.micro_batch_size,
+            callbacks=[_recorder(job, run_dir, attempt, step), keeper],
+        )
+        trainer.fit(module, Stream(_batches(job, manifest, tokenizer, student, step)))
+        stopped, step = keeper.stopped and module.completed_steps < job.max_steps, keeper.saved_step
+        if not stopped and step < job.max_steps:
+            raise UserError(f"step {job.max_steps} is trained but could not be saved (see events.log); free disk space and run again")
+    outcome = Outcome.REQUEUE if stopped else Outcome.DONE
+    _on_rank_0(lambda: _finish(job, run_dir, Verdict(attempt=attempt, outcome=outcome, step=step)))
+    return outcome
+
+
+def _tokenizer(job: PretrainJob, manifest: Manifest, run_dir: Path) -> PreTrainedTokenizerFast:
+    """The run's tokenizer, trained once on the reports of the training split; without reports it knows letters only."""
+    folder = run_dir / TOKENIZER
+
+    def train() -> None:
+        if folder.is_dir():
+            return
+        limit = job.model.text_max_tokens if isinstance(job.model, VitTextConfig) else 256
+        tokenizer = train_tokenizer(
+            training_reports(manifest), job.data.vocabulary_size, job.data.min_patients_per_word, limit
+        )
+        partial = folder.with_name(folder.name + ".tmp")
+        shutil.rmtree(partial, ignore_errors=True)
+        tokenizer.save_pretrained(partial)
+        partial.rename(folder)
+
+    _on_rank_0(train)
+    return load_tokenizer(folder)
+
+
+def _module(job: PretrainJob, student: StudentModule) -> TrainingModule:
+    return TrainingModule(
+        student=student,
+        teacher=make_teacher(student),
+        objective=build_objective(job.objective),
+        optim=job.optim,
+        seed=job.seed,
+        max_steps=job.max_steps,
+    )
+
+
+def _recorder(job: PretrainJob, run_dir: Path, attempt: str, step: int) -> Recorder:
+    first = rank() == 0
+    return Recorder(
+        config=job.trainer,
+        run_dir=run_dir,
+        attempt=attempt,
+        metrics=MetricLog(run_dir / METRICS, step) if first else None,
+        tracker=Tracker(job.tracker, run_dir, attempt) if first else None,
+    )
+
+
+def _batches(job: PretrainJob, manifest: Manifest, tokenizer: PreTrainedTokenizerFast, student: StudentModule, step: int) -> Any:
+    depth, height, width = student.fm.config.patch_voxels
+    return build_loader(
+        manifest,
+        job.data,
+        (depth, height, width),
+        tokenizer,
+        seed=job.seed,
+        rank=rank(),
+        world_size=world_size(),
+        start_step=step,
+        max_steps=job.max_steps,
+    )
+
+
+def _finish(job: PretrainJob, run_dir: Path, verdict: Verdict) -> None:
+    if verdict.outcome is Outcome.DONE and not (run_dir / EXPORT).exists():
+        about, _ = read(run_dir / "run.yaml") if (run_dir / "run.yaml").is_file() else ({}, {})
+        facts = {"commit": about.get("commit", "unknown"), "seed": job.seed}
+        export_model(run_dir, run_dir / EXPORT, weights=job.trainer.export_weights, facts=facts)
+    write_verdict(run_dir, verdict)
+
+
+def _on_rank_0(action: Callable[[], T]) -> T:
+    """What rank 0's action returns, on every rank; its refusal is raised on every rank, so that none waits for it."""
+    result: tuple[T | None, UserError | None] = (None, None)
+    if rank() == 0:
+        try:
+            result = (action(), None)
+        except UserError as err:
+            result = (None, err)
+    value, error = broadcast_object(result)
+    if error is not None:
+        raise error
+    barrier()
+    return value

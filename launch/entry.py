@@ -1,0 +1,198 @@
+"""Our entrypoint around torchrun: starts the workers, passes signals on, shows progress, turns the verdict into an exit code.
+
+torchrun loses the workers' exit codes (75 becomes 1), dies of SIGUSR1 unless told, and kills workers 30 s after SIGTERM unless told.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from fm.config.errors import UserError
+from fm.config.launch import LaunchConfig, LocalLaunch
+from fm.engine.metrics import Row
+from fm.engine.progress import ProgressView
+from fm.engine.signals import REQUEUE_EXIT_CODE, STOP_SIGNALS
+from fm.engine.verdict import Outcome, read_verdict
+from launch.events import NAME as EVENTS
+from launch.worker import ATTEMPT, ERRORS, die_with_parent
+
+LOCK = "lock"
+_POLL_SECONDS = 0.5
+
+
+class WorkerError(UserError):
+    """Workers that ended without finishing; the message is that of the rank that failed first."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Topology:
+    """Processes on this machine and CPU threads of each."""
+
+    processes: int
+    threads: int
+
+
+def topology(launch: LaunchConfig, gpus: int, cores: int) -> Topology:
+    """What a launch configuration means on a machine with so many GPUs and CPU cores.
+
+    Raises:
+        UserError: a kind of launch that starts no local processes.
+    """
+    if not isinstance(launch, LocalLaunch):
+        raise UserError(f"launch.kind={launch.kind}: this verb starts local processes only")
+    processes = launch.processes or gpus or min(2, max(1, cores))
+    return Topology(processes=processes, threads=launch.threads_per_process or max(1, cores // processes))
+
+
+def run_workers(run_dir: Path, *, attempt: str, place: Topology, signal_lead_s: int, max_steps: int) -> int:
+    """Run the workers of one attempt to their end.
+
+    Args:
+        run_dir: run folder with ``run.yaml``.
+        attempt: name of the attempt.
+        place: processes and threads.
+        signal_lead_s: seconds that workers get between a stop signal and the kill.
+        max_steps: steps of the whole run, for the progress view.
+
+    Returns:
+        0 when the run is done, 75 when it was stopped and should be run again.
+
+    Raises:
+        WorkerError: the workers failed, or were killed.
+        UserError: another process trains in this folder.
+    """
+    command = torchrun(place, signal_lead_s, ["-m", "launch.worker", str(run_dir)])
+    threads = str(place.threads)
+    environment = {
+        **os.environ,
+        ATTEMPT: attempt,
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONUNBUFFERED": "1",
+    }
+    with _locked(run_dir), open(run_dir / EVENTS, "ab") as events, ProgressView(max_steps) as view:
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=events,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        )
+        rows = _follow(run_dir / "metrics.jsonl")
+        with _forwarded(process):
+            while process.poll() is None:
+                _show(view, rows)
+                _wait(process)
+        _show(view, rows)
+    return _exit_code(run_dir, attempt, process.returncode)
+
+
+def torchrun(place: Topology, signal_lead_s: int, worker: Sequence[str]) -> list[str]:
+    """The torchrun command for one machine; the port is free because torchrun picks it."""
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--local-addr=127.0.0.1",
+        f"--nproc-per-node={place.processes}",
+        "--max-restarts=0",
+        "--signals-to-handle=" + ",".join(number.name for number in STOP_SIGNALS),
+        f"--shutdown-timeout={signal_lead_s}",
+        *worker,
+    ]
+
+
+def _exit_code(run_dir: Path, attempt: str, returncode: int) -> int:
+    verdict = read_verdict(run_dir, attempt)
+    if verdict is not None and verdict.outcome is Outcome.DONE:
+        return 0
+    if verdict is not None and verdict.outcome is Outcome.REQUEUE:
+        return REQUEUE_EXIT_CODE
+    failures = [json.loads(path.read_text()) for path in (run_dir / ERRORS).glob(f"attempt-{attempt}-rank-*.json")]
+    if not failures:
+        raise WorkerError(
+            f"the workers were killed (torchrun ended with {returncode}), perhaps for memory: lower data.micro_batch_size "
+            f"or give run={run_dir} alone to resume; details in {run_dir / EVENTS}"
+        )
+    # A refusal comes from all ranks; else the others only report that the first one is gone.
+    first = min(failures, key=lambda failure: (not failure["refused"], failure["time"]))
+    where = "" if first["refused"] else f"rank {first['rank']}: "
+    more = "" if first["refused"] else f" (traceback in {run_dir / EVENTS})"
+    raise WorkerError(f"{where}{first['message']}{more}")
+
+
+@contextmanager
+def _locked(run_dir: Path) -> Iterator[None]:
+    """Hold the run folder: two attempts at once would ruin each other's checkpoints."""
+    with open(run_dir / LOCK, "w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as err:
+            raise UserError(f"run={run_dir}: another process is training in this folder; wait for it, or stop it") from err
+        yield
+
+
+@contextmanager
+def _forwarded(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Pass stop signals on to torchrun, which passes them on to the workers."""
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        if process.poll() is None:
+            process.send_signal(number)
+
+    previous = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _wait(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait(_POLL_SECONDS)
+    except subprocess.TimeoutExpired:
+        return
+
+
+def _show(view: ProgressView, rows: Iterator[list[Row]]) -> None:
+    for row in next(rows):
+        view.update(row)
+
+
+def _follow(path: Path) -> Iterator[list[Row]]:
+    """At each turn the complete rows that were added since the last; rows that were there before are not shown again."""
+    position = path.stat().st_size if path.exists() else 0
+    while True:
+        found: list[Row] = []
+        if path.exists():
+            size = path.stat().st_size
+            # A resumed attempt first cuts rows past its checkpoint, so the file may have become shorter.
+            position = min(position, size)
+            with open(path, "rb") as stream:
+                stream.seek(position)
+                chunk = stream.read()
+            complete = chunk[: chunk.rfind(b"\n") + 1]
+            position += len(complete)
+            for line in complete.splitlines():
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    continue
+                if isinstance(row, dict) and "step" in row:
+                    found.append(row)
+        yield found

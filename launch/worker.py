@@ -1,0 +1,74 @@
+"""One worker process of a run: ``python -m launch.worker RUN_DIR``, started by torchrun through :mod:`launch.entry`."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from fm.config.errors import UserError
+
+ATTEMPT = "FM_ATTEMPT"
+"""Environment variable with the name of the attempt."""
+ERRORS = "errors"
+"""Folder of the run with one file per failed rank and attempt."""
+_PR_SET_PDEATHSIG = 1
+
+
+def main(run_dir: Path) -> int:
+    """Train; returns 0 when done, 75 after a stop signal, 1 on an error (kept in the run folder)."""
+    die_with_parent()
+    attempt, rank = os.environ.get(ATTEMPT, "1"), os.environ.get("RANK", "0")
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.WARNING,
+        format=f"%(asctime)s %(levelname)s rank {rank} %(name)s: %(message)s",
+    )
+    for room in ("fm", "launch"):
+        logging.getLogger(room).setLevel(logging.INFO)
+    try:
+        from fm.config.root import PretrainJob
+        from fm.engine.signals import REQUEUE_EXIT_CODE
+        from fm.engine.verdict import Outcome
+        from fm.pretrain import pretrain
+        from launch.runs import attempt_job
+
+        job = attempt_job(run_dir)
+        if not isinstance(job, PretrainJob):
+            raise UserError(f"{run_dir} is no run of fm pretrain")
+        return REQUEUE_EXIT_CODE if pretrain(job, run_dir, attempt) is Outcome.REQUEUE else 0
+    except BaseException as err:
+        record_error(run_dir, attempt, rank, err)
+        traceback.print_exc()
+        return 1
+
+
+def record_error(run_dir: Path, attempt: str, rank: str, err: BaseException) -> None:
+    """Keep what ended this rank, so that the launcher can say which rank failed first, and of what."""
+    refused = isinstance(err, UserError)
+    message = " ".join(str(err).split())
+    entry = {
+        "time": time.time(),
+        "rank": int(rank),
+        "refused": refused,
+        "message": message if refused else f"{type(err).__name__}: {message[:500]}",
+    }
+    folder = run_dir / ERRORS
+    folder.mkdir(exist_ok=True)
+    (folder / f"attempt-{attempt}-rank-{rank}.json").write_text(json.dumps(entry), encoding="utf-8")
+
+
+def die_with_parent() -> None:
+    """Ask Linux to kill this process when its parent dies: a killed launcher must not leave workers that go on writing."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
