@@ -1,0 +1,122 @@
+"""A picture sheet of a phantom: some studies, their series through the finding, the lesion outlined."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+
+from data_prep.phantom.volume import MASK_LABELS
+
+ROWS, COLUMNS = 14, 4
+
+
+def choose(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Up to :data:`ROWS` studies that show different things: each kind of lesion, atrophy, a sinus, normals."""
+    wanted: dict[str, dict[str, Any]] = {}
+    ordered = sorted(records, key=lambda r: (-len(r["truth"]["series"]), r["index"]))
+    for record in ordered:
+        labels, truth = record["labels"], record["truth"]
+        region = truth["region"]
+        if labels["lesion"]:
+            for grade in ("easy", "hard"):
+                if labels["lesion_grade"] == grade:
+                    wanted.setdefault(f"{region} {labels['lesion_kind']} {grade}", record)
+        elif labels["atrophy_grade"] == 2:
+            wanted.setdefault("atrophy", record)
+        elif labels["sinus"] in ("left", "right"):
+            wanted.setdefault("sinus", record)
+        else:
+            wanted.setdefault(f"{region} normal", record)
+        if truth["field_t"] < 0.5:
+            wanted.setdefault("bedside", record)
+    easy_first = sorted(wanted, key=lambda name: ("hard" in name, name))
+    unique: dict[int, dict[str, Any]] = {wanted[name]["index"]: wanted[name] for name in easy_first}
+    return list(unique.values())[:ROWS]
+
+
+def draw_sheet(out: Path, records: list[dict[str, Any]]) -> Path:
+    """Draw ``sheet.png`` from the written files, patients' left on the picture's right as radiologists view them."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    chosen = choose(records)
+    figure = Figure(figsize=(2.7 * COLUMNS + 3.4, 2.75 * max(1, len(chosen))), facecolor="black")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(max(1, len(chosen)), COLUMNS + 1, squeeze=False)
+    for cells, record in zip(grid, chosen, strict=False):
+        for cell in cells:
+            cell.axis("off")
+        cells[0].text(
+            0.0, 0.5, _caption(record), color="white", fontsize=8, va="center", ha="left", linespacing=1.5,
+            transform=cells[0].transAxes,
+        )  # fmt: skip
+        for cell, series in zip(cells[1:], record["truth"]["series"], strict=False):
+            _draw_series(cell, out, record, series)
+    figure.subplots_adjust(left=0.01, right=0.995, top=0.985, bottom=0.005, wspace=0.03, hspace=0.16)
+    path = out / "sheet.png"
+    figure.savefig(path, dpi=80, facecolor="black", metadata={"Software": None})
+    return path
+
+
+def _caption(record: dict[str, Any]) -> str:
+    labels, truth = record["labels"], record["truth"]
+    lines = [f"{truth['region'].lower()}, {truth['sex']}, {truth['age_years']} y", f"{truth['vendor']} {truth['field_t']:g} T"]
+    if labels["lesion"]:
+        lines += [
+            f"{labels['lesion_kind']} ({labels['lesion_grade']})",
+            f"{labels['lesion_side']} {labels['lesion_site']}, {labels['lesion_size_mm']} mm",
+            f"best CNR {labels['lesion_cnr'] if labels['lesion_cnr'] != '' else 'undefined'}",
+        ]
+    else:
+        lines.append("no lesion")
+    if truth["region"] == "HEAD":
+        lines += [f"atrophy grade {labels['atrophy_grade']}", f"opaque sinus: {labels['sinus']}"]
+    return "\n".join(lines)
+
+
+def _draw_series(cell: Any, out: Path, record: dict[str, Any], series: dict[str, Any]) -> None:
+    mask = _mask(out, record, series)
+    seen = [k for k in range(mask.shape[2]) if k not in series["dropped_slices"]]
+    names = ["lesion", *(["sinus_opacification"] if series["plane"] != "sagittal" else []), "ventricle", "liver"]
+    k = mask.shape[2] // 2
+    for name in names:
+        count = (mask == MASK_LABELS[name]).sum(axis=(0, 1))
+        if count[seen].max(initial=0):
+            k = max(seen, key=lambda s: int(count[s]))
+            break
+    image = _slice(out / series["folder"], series, k)
+    # DICOM shows columns to the right and rows downwards; the mask is (column, row).
+    cell.imshow(image, cmap="gray", vmin=0, vmax=float(np.percentile(image, 99.7)), interpolation="nearest")
+    for name, colour in (("lesion", "#ffb000"), ("oedema", "#3fa7ff")):
+        outline = (mask[:, :, k] == MASK_LABELS[name]).T.astype(float)
+        if outline.any():
+            cell.contour(outline, levels=[0.5], colors=[colour], linewidths=0.7)
+    ratio = series["lesion_cnr"]
+    title = f"{series['contrast']} {series['plane'][:3]} {k + 1}/{mask.shape[2]}"
+    cell.set_title(title + (f"  CNR {ratio:.1f}" if ratio is not None else ""), color="white", fontsize=8, pad=2)
+
+
+def _mask(out: Path, record: dict[str, Any], series: dict[str, Any]) -> NDArray[np.uint8]:
+    """The written mask, back in DICOM's order of columns, rows and slices."""
+    image = nib.load(out / "masks" / record["truth"]["study_uid"] / f"{series['series_uid']}.nii.gz")
+    voxels = np.asarray(image.dataobj)[:, ::-1, :]  # type: ignore[attr-defined]
+    affine = np.array(series["affine_lps"])
+    if float(np.cross(affine[:3, 0], affine[:3, 1]) @ affine[:3, 2]) < 0:
+        voxels = voxels[:, :, ::-1]
+    return np.asarray(voxels, np.uint8)
+
+
+def _slice(folder: Path, series: dict[str, Any], k: int) -> NDArray[np.float32]:
+    """Pixels of slice `k` of the last frame."""
+    slices = series["shape_columns_rows_slices"][2]
+    frames = max(1, len(series["sequence"]["b_values"])) if series["contrast"] == "DWI" else 1
+    for path in sorted(folder.iterdir()):
+        dataset = pydicom.dcmread(path)
+        if int(dataset.InstanceNumber) == (frames - 1) * slices + k + 1:
+            return np.asarray(dataset.pixel_array, np.float32)
+    raise FileNotFoundError(f"{folder}: slice {k} is missing")
