@@ -15,7 +15,7 @@ from fm.config.root import JOBS, group_options, plain_form
 FLAGS = {
     "--cfg job": "print the whole configuration as it would be composed, and stop",
     "-m": "sweep: run every combination of comma-separated values, one folder each below run=DIR",
-    "--config-dir DIR": "look here too for your own DIR/<group>/<name>.yaml; they come before the shipped ones",
+    "--config-dir DIR": "look here too for your own DIR/<group>/<name>.yaml; beside the shipped ones",
     "--help": "this page",
 }
 NAME_WIDTH = 34
@@ -68,19 +68,8 @@ def default_options(verb: str) -> dict[str, str | None]:
     return chosen
 
 
-def default_text(key: registry.Key) -> str:
-    """A key's default as one would write it on the command line."""
-    if key.required:
-        return "required"
-    if isinstance(key.default, bool) or key.default is None:
-        return {True: "true", False: "false", None: "null"}[key.default]
-    if isinstance(key.default, list | tuple):
-        return "[" + ", ".join(str(entry) for entry in key.default) + "]"
-    return '""' if key.default == "" else str(key.default)
-
-
 def _key(name: str, key: registry.Key) -> list[str]:
-    value = "REQUIRED" if key.required else default_text(key)
+    value = "REQUIRED" if key.required else key.default_text
     meaning = f"{key.doc} ({key.type_name})" if key.doc else f"({key.type_name})"
     return _row(f"{name}={value}", meaning, NAME_WIDTH)
 

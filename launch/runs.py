@@ -185,8 +185,10 @@ def _record(folder: Path, changes: Plain, request: Request | None) -> None:
         "overrides": [str(item) for item in request.overrides] if request is not None else [],
         "changes": changes,
     }
-    with (folder / ATTEMPTS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+    path = folder / ATTEMPTS
+    torn = path.is_file() and not path.read_bytes().endswith(b"\n")
+    with path.open("a", encoding="utf-8") as file:
+        file.write(("\n" if torn else "") + json.dumps(entry, ensure_ascii=False) + "\n")
 
 
 def _facts(verb: str, job: Any) -> dict[str, Any]:

@@ -64,13 +64,17 @@ def parse(verb: str, words: Sequence[str], config_dirs: Sequence[Path] = ()) -> 
     for folder in config_dirs:
         if not folder.is_dir():
             raise ConfigError(f"--config-dir {folder}: no such folder")
+        for file in folder.rglob("*.yaml"):
+            if (registry.CONFIGS / (name := file.relative_to(folder))).is_file():
+                raise ConfigError(f"--config-dir {folder}: {name} has the name of a shipped file; rename yours")
     return Request(verb, [_parse_word(verb, word, config_dirs) for word in words], list(config_dirs))
 
 
 def compose_values(request: Request) -> Plain:
     """Plain values of a request: group files, then the experiment, then the overrides; only the verb's own keys."""
     groups = [item for item in request.overrides if item.group]
-    raw = _compose_groups(request.verb, groups, request.config_dirs)
+    primary = f"{request.verb}_input" if request.chosen("input") is not None else request.verb
+    raw = _compose_groups(request.verb, primary, groups, request.config_dirs)
     _check_foreign(raw)
     root = registry.keys(JOBS[request.verb])
     values = {name: value for name, value in raw.items() if name in root}
@@ -84,7 +88,7 @@ def compose(verb: str, overrides: Sequence[str], config_dirs: Sequence[Path] = (
     Args:
         verb: ``pretrain``, ``prepare``, …
         overrides: ``key=value`` words.
-        config_dirs: folders of one's own configuration files; they come before the shipped ones.
+        config_dirs: folders of one's own configuration files, beside the shipped ones.
 
     Raises:
         ConfigError: anything that cannot be composed; the message names the nearest thing that exists.
@@ -187,15 +191,18 @@ def _parse_value(key: str, text: str, leaf: registry.Key, exact: bool) -> Overri
     return Override(key, parsed.value())
 
 
-def _compose_groups(verb: str, groups: Iterable[Override], config_dirs: Sequence[Path]) -> Plain:
-    """Hydra's composition of the verb's defaults with the chosen group options, interpolations resolved."""
-    primary = verb if (registry.CONFIGS / f"{verb}.yaml").is_file() else "base"
-    first, *rest = [*(folder.resolve() for folder in config_dirs), registry.CONFIGS]
+def _compose_groups(verb: str, primary: str, groups: Iterable[Override], config_dirs: Sequence[Path]) -> Plain:
+    """Hydra's composition of a verb's defaults with the chosen group options, interpolations resolved.
+
+    The defaults are those of ``configs/<primary>.yaml`` (``<verb>_input`` where one's own input is given), else the base.
+    """
+    primary = primary if (registry.CONFIGS / f"{primary}.yaml").is_file() else "base"
     words = [f"{item.key}={item.value}" for item in groups]
-    if rest:
-        words.append("hydra.searchpath=[" + ",".join(_quoted(f"file://{folder}") for folder in rest) + "]")
+    if config_dirs:
+        places = (_quoted(f"file://{folder.resolve()}") for folder in config_dirs)
+        words.append(f"hydra.searchpath=[{','.join(places)}]")
     try:
-        with initialize_config_dir(config_dir=str(first), version_base="1.3"):
+        with initialize_config_dir(config_dir=str(registry.CONFIGS), version_base="1.3"):
             composed = hydra_compose(config_name=primary, overrides=words)
         values = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException, YAMLError) as err:

@@ -20,7 +20,7 @@ class LocalLaunch(LaunchConfig):
 
     kind: str = "local"
     processes: int = 0
-    """Worker processes, one per device; 0: one per GPU, else one per two CPU cores, at most 2 without GPUs."""
+    """Worker processes, one per device; 0: one per GPU, without GPUs 2 (1 on a single core)."""
     threads_per_process: int = 0
     """CPU threads of each process; 0: the cores divided by the processes."""
 

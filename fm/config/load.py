@@ -41,10 +41,9 @@ def build(cls: type, values: Mapping[str, Any]) -> Any:
         ConfigError: unknown key, wrong type, a key without a value, or a value that the dataclass refuses.
     """
     merged = merge(cls, values)
-    if missing := [dotted for dotted, _ in registry.walk(cls) if dotted in OmegaConf.missing_keys(merged)]:
-        known = dict(registry.walk(cls))
-        wanted = ", ".join(f"{dotted}={known[dotted].type_name.upper()}" for dotted in missing)
-        raise ConfigError(f"missing: give {wanted}")
+    if missing := OmegaConf.missing_keys(merged):
+        wanted = [f"{dotted}={key.type_name.upper()}" for dotted, key in registry.walk(cls) if dotted in missing]
+        raise ConfigError(f"missing: give {', '.join(wanted or missing)}")
     try:
         job = OmegaConf.to_object(merged)
     except OmegaConfBaseException as err:

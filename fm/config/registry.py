@@ -54,6 +54,15 @@ class Key:
         return describe_type(self.type)
 
     @property
+    def default_text(self) -> str:
+        """The default as one would write it on the command line."""
+        if isinstance(self.default, bool) or self.default is None:
+            return {True: "true", False: "false", None: "null"}[self.default]
+        if isinstance(self.default, list | tuple):
+            return "[" + ", ".join(str(entry) for entry in self.default) + "]"
+        return '""' if self.default == "" else str(self.default)
+
+    @property
     def required(self) -> bool:
         """Whether a value must be given."""
         return isinstance(self.default, str) and self.default == REQUIRED
@@ -182,17 +191,17 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     choices = list(dict.fromkeys(known))
     section, dot, last = word.rpartition(".")
     own = {choice[len(section) + 1 :]: choice for choice in choices if dot and choice.startswith(section + ".")}
-    if found := difflib.get_close_matches(last, own, n=1, cutoff=0.6):
+    if found := difflib.get_close_matches(last, own, n=1, cutoff=0.6) or _by_initials(last, own):
         return own[found[0]]
     if found := difflib.get_close_matches(word, choices, n=1, cutoff=0.75 if dot else 0.6):
         return found[0]
     by_last = {choice.rsplit(".", 1)[-1]: choice for choice in reversed(choices)}
-    for pool in (own, by_last):
-        for name, choice in pool.items():
-            if "_" in name and last == "".join(part[:1] for part in name.split("_")):
-                return choice
-    found = difflib.get_close_matches(last, by_last, n=1, cutoff=0.6)
+    found = difflib.get_close_matches(last, by_last, n=1, cutoff=0.6) or _by_initials(last, by_last)
     return by_last[found[0]] if found else None
+
+
+def _by_initials(word: str, names: Iterable[str]) -> list[str]:
+    return [name for name in names if "_" in name and word == "".join(part[:1] for part in name.split("_"))]
 
 
 def hint(word: str, known: Iterable[str], otherwise: str = "") -> str:

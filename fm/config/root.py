@@ -136,7 +136,7 @@ class EmbedJob:
 
 @dataclass(kw_only=True, slots=True)
 class DemoJob:
-    """Phantom (or your own DICOM), prepare, pretrain, export and evaluate in one go; run=DIR alone goes on."""
+    """Phantom (or your own DICOM), prepare, pretrain and evaluate in one go; run=DIR alone goes on."""
 
     plain_form: ClassVar[str] = "fm demo run=DIR [input=DIR reports=FILE]"
     filled: ClassVar[tuple[str, ...]] = ("data.url",)

@@ -1,4 +1,4 @@
-"""``fm demo``: phantom (or one's own DICOM), prepare, pretrain, export, evaluate, each once, in one folder."""
+"""``fm demo``: phantom (or one's own DICOM), prepare, pretrain, evaluate, each once, in one folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from fm.config.errors import UserError
 from fm.config.load import plain
-from fm.config.root import DemoJob, EvaluateJob, ExportJob, PhantomJob, PrepareJob, PretrainJob
+from fm.config.root import DemoJob, EvaluateJob, PhantomJob, PrepareJob, PretrainJob
 from fm.data.index import Manifest
 from launch import runs
 
@@ -55,13 +55,13 @@ def run(job: DemoJob) -> int:
     _print_table(times)
     print(f"report:  {root / 'evaluate' / 'report.html'}")
     print(f"results: {root / 'evaluate' / 'results.json'}")
-    print(f"next: fm embed encoder={root / 'encoder'} input=SCAN.nii.gz out=embeddings.parquet")
+    print(f"next: fm embed encoder={root / 'pretrain' / 'export'} input=SCAN.nii.gz out=embeddings.parquet")
     return 0
 
 
 def stages(job: DemoJob, root: Path) -> list[Stage]:
     """The stages of a demo in its folder; one's own DICOM leaves the phantom out."""
-    phantom, shards, pretrain, encoder = (root / name for name in ("phantom", "shards", "pretrain", "encoder"))
+    phantom, shards, pretrain = root / "phantom", root / "shards", root / "pretrain"
     own = job.input is not None
     simulated = PhantomJob(
         out=str(phantom), studies=job.studies, seed=job.seed, workers=job.workers, phantom=job.phantom
@@ -75,14 +75,12 @@ def stages(job: DemoJob, root: Path) -> list[Stage]:
         prepare=job.prepare,
     )
     data = replace(job.data, url=str(shards))
-    exported = ExportJob(from_run=str(pretrain), out=str(encoder))
-    evaluated = EvaluateJob(encoder=str(encoder), data=data, suite=job.suite)
+    evaluated = EvaluateJob(encoder=str(pretrain / "export"), data=data, suite=job.suite)
     first = [] if own else [Stage("phantom", lambda: simulated, phantom)]
     return [
         *first,
         Stage("prepare", lambda: prepared, shards),
         Stage("pretrain", lambda: _pretrain_job(job, str(shards)), pretrain, has_run=True),
-        Stage("export", lambda: exported, encoder),
         Stage("evaluate", lambda: evaluated, root / "evaluate", has_run=True),
     ]
 
