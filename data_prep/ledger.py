@@ -1,0 +1,171 @@
+"""What became of every input: counts by outcome, and the quarantine with a reason for each item.
+
+Items appear by keyed id only; the table from id to path is a restricted file beside the key.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
+from typing import Any
+
+
+class Reason(StrEnum):
+    """Why something was quarantined; the code stands in ``quarantine.jsonl``."""
+
+    UNREADABLE = "unreadable"
+    """The file system refuses the file, or the link leads nowhere."""
+    NOT_DICOM = "not_dicom"
+    """Named like DICOM, but empty, cut short, or something else."""
+    BAD_HEADER = "bad_header"
+    """The header is cut, damaged, or nested beyond sense."""
+    NO_UID = "no_uid"
+    """Study, series or instance UID is missing."""
+    TRUNCATED = "truncated"
+    """Fewer pixel bytes than the header promises."""
+    NO_PIXELS = "no_pixels"
+    """An MR image without pixel data."""
+    TRANSFER_SYNTAX = "transfer_syntax"
+    """The pixel data contradict the transfer syntax, or it is unknown."""
+    TOO_LARGE = "too_large"
+    """Larger than any volume may be."""
+    NO_GEOMETRY = "no_geometry"
+    """PixelSpacing, ImageOrientationPatient or ImagePositionPatient is missing, not finite or impossible."""
+    IRREGULAR_SLICES = "irregular_slices"
+    """Slice positions fit no regular grid."""
+    MISSING_SLICES = "missing_slices"
+    """Slices are missing, and prepare.gaps says quarantine."""
+    DUPLICATE_CONFLICT = "duplicate_conflict"
+    """Two slices at one place, or under one UID, hold different pixels."""
+    BAD_RESCALE = "bad_rescale"
+    """Rescale slope or intercept is zero, not finite or absurd."""
+    CONVERTER_FAILED = "converter_failed"
+    """dcm2niix gave nothing."""
+    CONVERTER_TIMEOUT = "converter_timeout"
+    """dcm2niix took longer than prepare.convert_timeout_s."""
+    CONVERTER_MISMATCH = "converter_mismatch"
+    """dcm2niix's volume contradicts the slices' own headers."""
+    CONSTANT = "constant"
+    """Every voxel is the same."""
+    NOT_FINITE = "not_finite"
+    """The volume holds NaN or infinite voxels."""
+    NO_TISSUE = "no_tissue"
+    """Nothing but air."""
+    OUT_OF_MEMORY = "out_of_memory"
+    """Needs more than prepare.memory_limit_gib."""
+    WORKER_DIED = "worker_died"
+    """The process that converted it was killed."""
+    INTERNAL = "internal"
+    """A fault of this code; the study is left out, the run goes on."""
+    REPORT_EMPTY = "report_empty"
+    REPORT_NOT_UTF8 = "report_not_utf8"
+    REPORT_TOO_LONG = "report_too_long"
+    REPORT_OTHER_PATIENT = "report_other_patient"
+    """The report's patient is not the patient of its study."""
+    REPORT_UNKNOWN_STUDY = "report_unknown_study"
+    REPORT_AMBIGUOUS = "report_ambiguous"
+    """Its accession number belongs to several studies."""
+    REPORT_SUPERSEDED = "report_superseded"
+    """A later row gives the same study another report."""
+    REPORT_RESIDUAL = "report_residual"
+    """An identifier of the patient survived the scrubbing."""
+
+
+class Rule(StrEnum):
+    """Why a readable file is left out on purpose."""
+
+    NOT_A_FILE = "not_a_file"
+    NON_DICOM = "non_dicom"
+    DICOMDIR = "dicomdir"
+    OTHER_MODALITY = "other_modality"
+    STRUCTURED_REPORT = "structured_report"
+    SECONDARY_CAPTURE = "secondary_capture"
+    COLOUR = "colour"
+    LOCALIZER = "localizer"
+    PROJECTION = "projection"
+    DERIVED_SCREEN = "derived_screen"
+    BURNED_IN = "burned_in"
+    DUPLICATE = "duplicate"
+    """The same slice once more, pixel for pixel."""
+
+
+class QuarantineError(Exception):
+    """Raised inside a worker where an item must be quarantined; holds no text of the item."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason.value)
+        self.reason = reason
+
+
+@dataclass(kw_only=True, slots=True)
+class Entry:
+    """One line of ``quarantine.jsonl``."""
+
+    item: str
+    """Keyed id; its path or UID stands in the table beside the key."""
+    kind: str
+    """'file', 'series', 'volume', 'study', 'report' or 'label'."""
+    reason: Reason
+    files: int = 0
+    """Input files that this line accounts for."""
+    study: str = ""
+    """Study key, where it belongs to one."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, for a JSON line."""
+        return asdict(self)
+
+
+@dataclass(kw_only=True, slots=True)
+class Tally:
+    """Counts of files by outcome; tallies add up."""
+
+    used: int = 0
+    excluded: Counter[str] = field(default_factory=Counter)
+    entries: list[Entry] = field(default_factory=list)
+    series: int = 0
+    """Series (by SeriesInstanceUID) of which something entered the shards."""
+    volumes: int = 0
+    """3D volumes that were converted."""
+    members: int = 0
+    """Series members written."""
+    contrasts: Counter[str] = field(default_factory=Counter)
+    invalid_slices: int = 0
+    split_series: int = 0
+    """Series that held several geometries or echoes and were split."""
+
+    def add(self, other: Tally) -> None:
+        """Take in another tally."""
+        self.used += other.used
+        self.excluded.update(other.excluded)
+        self.entries.extend(other.entries)
+        self.series += other.series
+        self.volumes += other.volumes
+        self.members += other.members
+        self.contrasts.update(other.contrasts)
+        self.invalid_slices += other.invalid_slices
+        self.split_series += other.split_series
+
+    @property
+    def quarantined_files(self) -> int:
+        """Files that quarantine lines account for."""
+        return sum(entry.files for entry in self.entries)
+
+    @property
+    def files(self) -> int:
+        """All files accounted for: used, excluded by rule, or quarantined."""
+        return self.used + sum(self.excluded.values()) + self.quarantined_files
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values; :meth:`from_json` restores them."""
+        plain = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        plain["entries"] = [entry.as_json() for entry in self.entries]
+        return {name: dict(value) if isinstance(value, Counter) else value for name, value in plain.items()}
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> Tally:
+        """Restore :meth:`as_json`."""
+        entries = [Entry(**{**entry, "reason": Reason(entry["reason"])}) for entry in raw["entries"]]
+        counters = {name: Counter(raw[name]) for name in ("excluded", "contrasts")}
+        return cls(**{**raw, **counters, "entries": entries})

@@ -1,0 +1,84 @@
+"""One converted volume becomes a shard member: the contract's axes, air to zero, quantised voxels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_prep import deid
+from data_prep.convert import Volume
+from data_prep.headers import Scan
+from data_prep.ledger import QuarantineError, Reason
+from data_prep.sequences import Recognition
+from fm.data.codec import CodecError, encode_volume
+from fm.data.sample import Plane, SeriesMeta
+from fm.grid import border_connected_air, bounding_box, canonical_axes, robust_range
+
+MIN_FOREGROUND = 64
+"""Fewer body voxels than this are no picture of a body."""
+
+
+@dataclass(kw_only=True, slots=True)
+class SeriesMember:
+    """One series of a sample: its metadata and its ``.b2`` payload."""
+
+    meta: SeriesMeta
+    payload: bytes
+
+
+def encode_series(
+    volume: Volume, scan: Scan, recognition: Recognition, name: str, frame_of_reference: int, bits: int
+) -> SeriesMember:
+    """Turn one volume into a member named `name`.
+
+    Raises:
+        QuarantineError: constant, not finite, singular, or without a body.
+    """
+    if not np.isfinite(volume.values).all():
+        raise QuarantineError(Reason.NOT_FINITE)
+    acquired = volume.values[:, :, volume.slice_valid]
+    if acquired.size == 0 or float(acquired.min()) == float(acquired.max()):
+        raise QuarantineError(Reason.CONSTANT)
+    try:
+        axes = canonical_axes(volume.affine, volume.values.shape, slice_axis=2)
+    except ValueError:
+        raise QuarantineError(Reason.NO_GEOMETRY) from None
+    values = np.ascontiguousarray(axes.apply(volume.values))
+    valid = volume.slice_valid[::-1] if axes.flip[0] else volume.slice_valid
+    along = [volume.slice_mm[-1] - at for at in reversed(volume.slice_mm)] if axes.flip[0] else volume.slice_mm
+    air = border_connected_air(values, valid)
+    box = bounding_box(~air)
+    if box is None or int(air.size - np.count_nonzero(air)) < MIN_FOREGROUND:
+        raise QuarantineError(Reason.NO_TISSUE)
+    low, high = robust_range(values, ~air)
+    try:
+        encoded = encode_volume(values, air, bits)
+    except CodecError:
+        raise QuarantineError(Reason.TOO_LARGE) from None
+    meta = SeriesMeta(
+        name=name,
+        contrast=recognition.contrast,
+        role=recognition.role,
+        plane=Plane(axes.plane),
+        shape=axes.shape,
+        spacing_mm=axes.spacing_mm,
+        affine=[[float(v) for v in row] for row in axes.affine],
+        slice_position_mm=[round(float(at), 4) for at in along],
+        slice_valid=[bool(v) for v in valid],
+        frame_of_reference=frame_of_reference,
+        foreground=box,
+        intensity_scale=encoded.scale,
+        intensity_offset=encoded.offset,
+        intensity_low=low,
+        intensity_high=high,
+        agent=recognition.agent,
+        repetition_time_ms=deid.bounded(scan.repetition_time_ms, 0.1, 60_000),
+        echo_time_ms=deid.bounded(scan.echo_time_ms, 0.0, 2_000),
+        inversion_time_ms=deid.bounded(scan.inversion_time_ms, 1.0, 20_000),
+        flip_angle_deg=deid.bounded(scan.flip_angle_deg, 0.1, 360),
+        b_value=deid.bounded(volume.b_value, 0.0, 50_000),
+        field_strength_t=deid.bounded(scan.field_strength_t, 0.001, 30),
+        vendor=deid.vendor(scan),
+    )
+    return SeriesMember(meta=meta, payload=encoded.payload)

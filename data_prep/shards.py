@@ -1,0 +1,229 @@
+"""Shards written one after another, each whole or not at all, so that a killed run goes on where it stopped.
+
+Studies come in the order of their keys and a shard closes by its size, so where one shard ends depends on the data
+alone: any number of workers and of interruptions gives the same bytes. Beside each finished shard lies a small state
+file that says which studies it settled, those of which nothing was left included.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import webdataset
+
+from data_prep.ledger import Tally
+from data_prep.study import StudyResult
+from fm.config.errors import UserError
+from fm.data.index import Member, Sample, Shard, open_store
+from fm.data.verify import scan_shard
+
+
+@dataclass(kw_only=True, slots=True)
+class Settled:
+    """Studies that one state file accounts for."""
+
+    shard: Shard | None
+    """None where nothing was left of any of them."""
+    samples: list[Sample]
+    studies: list[str]
+    tally: Tally
+    reports: int = 0
+
+
+@dataclass(slots=True)
+class ShardStore:
+    """The output folder and the state of the run, which lies in `work` until the dataset is complete."""
+
+    out: str
+    work: Path
+    fingerprint: str
+    settled: list[Settled] = field(default_factory=list)
+
+    def resume(self) -> set[str]:
+        """Take over what an earlier run of the same inputs and settings finished; returns its study keys.
+
+        Another run's state, and everything after a shard that is missing or damaged, is thrown away.
+        """
+        self.work.mkdir(parents=True, exist_ok=True)
+        mark = self.work / "fingerprint"
+        if not mark.exists() or mark.read_text() != self.fingerprint:
+            shutil.rmtree(self.work)
+            self.work.mkdir(parents=True)
+            _write(mark, self.fingerprint.encode())
+        for path in sorted(self.work.glob("state-*.json")):
+            found = _read_state(path)
+            if found is None or not self._stands(found.shard):
+                break
+            self.settled.append(found)
+        for stale in sorted(self.work.glob("state-*.json"))[len(self.settled) :]:
+            stale.unlink()
+        return {key for settled in self.settled for key in settled.studies}
+
+    def close(self, temporary: Path | None, results: Sequence[StudyResult]) -> None:
+        """Publish a shard (None: nothing was written) and settle its studies.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        shard: Shard | None = None
+        samples: list[Sample] = []
+        if temporary is not None:
+            number = sum(settled.shard is not None for settled in self.settled)
+            name = f"shard-{number:06d}.tar"
+            with temporary.open("rb") as stream:
+                shard, samples = scan_shard(stream, name)
+            self._publish(temporary, name)
+        tally = Tally()
+        for result in results:
+            tally.add(result.tally)
+        settled = Settled(
+            shard=shard,
+            samples=samples,
+            studies=[result.key for result in results],
+            tally=tally,
+            reports=sum(result.has_report for result in results),
+        )
+        path = self.work / f"state-{len(self.settled):06d}.json"
+        _write(path, json.dumps(_plain(settled), sort_keys=True).encode())
+        self.settled.append(settled)
+
+    @property
+    def samples(self) -> list[Sample]:
+        """Rows of all finished shards, in order."""
+        return [sample for settled in self.settled for sample in settled.samples]
+
+    @property
+    def shards(self) -> list[Shard]:
+        """All finished shards, in order."""
+        return [settled.shard for settled in self.settled if settled.shard is not None]
+
+    @property
+    def tally(self) -> Tally:
+        """The account of all settled studies."""
+        total = Tally()
+        for settled in self.settled:
+            total.add(settled.tally)
+        return total
+
+    @property
+    def reports(self) -> int:
+        """Studies with a report."""
+        return sum(settled.reports for settled in self.settled)
+
+    def full(self) -> str:
+        """What to say when the disk is full."""
+        return (
+            f"the disk is full while writing {self.out}: {len(self.shards)} finished shards are kept; free some space "
+            "and run the same command again, it goes on"
+        )
+
+    def _publish(self, temporary: Path, name: str) -> None:
+        fs, root = open_store(self.out)
+        if "file" in fs.protocol:
+            os.replace(temporary, Path(root) / name)
+            return
+        fs.put_file(str(temporary), f"{root}/{name}")
+        temporary.unlink()
+
+    def _stands(self, shard: Shard | None) -> bool:
+        if shard is None:
+            return True
+        fs, root = open_store(self.out)
+        try:
+            with fs.open(f"{root}/{shard.name}", "rb") as stream:
+                found, _ = scan_shard(stream, shard.name)
+        except (OSError, UserError):
+            return False
+        return found == shard
+
+
+class ShardBuilder:
+    """Collects results in order and closes a shard once it is large enough."""
+
+    def __init__(self, store: ShardStore, shard_bytes: int) -> None:
+        self.store = store
+        self.shard_bytes = shard_bytes
+        self._results: list[StudyResult] = []
+        self._temporary = self.store.work / "shard.tmp"
+        self._file: BinaryIO | None = None
+        self._writer: Any = None
+
+    def add(self, result: StudyResult) -> None:
+        """Append one study.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        if result.members:
+            if self._file is None:
+                self._file = self._temporary.open("wb")
+                # no owner, no time: the same studies give the same bytes
+                self._writer = webdataset.TarWriter(self._file, user="", group="", mtime=0, encoder=False)
+            self._writer.write({"__key__": result.key, **result.members})
+        size = self._file.tell() if self._file is not None else 0
+        # what has been written carries no members any more: only the account of it is kept
+        self._results.append(
+            StudyResult(
+                key=result.key, patient=result.patient, members={}, tally=result.tally, has_report=result.has_report
+            )
+        )
+        if size >= self.shard_bytes:
+            self.finish()
+
+    def finish(self) -> None:
+        """Close the shard under way.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        if not self._results:
+            return
+        if self._file is not None:
+            self._writer.close()
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+        self.store.close(self._temporary if self._file is not None else None, self._results)
+        self._results, self._file, self._writer = [], None, None
+
+
+def _write(path: Path, payload: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(payload)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _plain(settled: Settled) -> dict[str, Any]:
+    return {
+        "shard": None if settled.shard is None else asdict(settled.shard),
+        "samples": [asdict(sample) for sample in settled.samples],
+        "studies": settled.studies,
+        "tally": settled.tally.as_json(),
+        "reports": settled.reports,
+    }
+
+
+def _read_state(path: Path) -> Settled | None:
+    try:
+        raw = json.loads(path.read_bytes())
+        return Settled(
+            shard=None if raw["shard"] is None else Shard(**raw["shard"]),
+            samples=[
+                Sample(**{**row, "members": {name: Member(**m) for name, m in row["members"].items()}})
+                for row in raw["samples"]
+            ],
+            studies=list(raw["studies"]),
+            tally=Tally.from_json(raw["tally"]),
+            reports=int(raw["reports"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

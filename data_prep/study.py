@@ -1,0 +1,236 @@
+"""One study, start to finish, inside a worker process: its files in, the members of its sample out."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from data_prep import deid
+from data_prep.convert import Volume, convert
+from data_prep.headers import Header, Scan
+from data_prep.keys import Keyring
+from data_prep.ledger import Entry, QuarantineError, Reason, Rule, Tally
+from data_prep.normalise import encode_series
+from data_prep.sequences import recognise, region_of
+from data_prep.stacks import Stack, drop_duplicates, shell_of, split_series
+from data_prep.text import clean_report
+from fm.config.prepare import Gaps, PrepareConfig, Volumes
+from fm.data.sample import Agent, Contrast, LabelValue, Report, SeriesMeta, StudyMeta, to_json
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True, slots=True)
+class StudyJob:
+    """What a worker needs for one study."""
+
+    key: str
+    patient: str
+    headers: list[Header]
+    """Every image file of the study, by path."""
+    report: str | None
+    report_item: str
+    """Keyed id of the report."""
+    labels: dict[str, LabelValue]
+    keyring: Keyring
+    config: PrepareConfig
+    binary: str
+    """dcm2niix."""
+
+
+@dataclass(kw_only=True, slots=True)
+class StudyResult:
+    """What became of one study."""
+
+    key: str
+    patient: str
+    members: dict[str, bytes]
+    """Members of the sample by extension; empty where nothing was left of the study."""
+    tally: Tally
+    has_report: bool = False
+
+
+@dataclass(kw_only=True, slots=True)
+class _Converted:
+    """The volumes of one stack, with the header they came from."""
+
+    scan: Scan
+    volumes: list[Volume]
+    files: int
+    series_uid: str
+    stack: int
+
+
+@dataclass(kw_only=True, slots=True)
+class _Sample:
+    """The sample while it grows."""
+
+    job: StudyJob
+    tally: Tally = field(default_factory=Tally)
+    members: dict[str, bytes] = field(default_factory=dict)
+    series: list[SeriesMeta] = field(default_factory=list)
+    names: Counter[str] = field(default_factory=Counter)
+    frames: dict[str, int] = field(default_factory=dict)
+    regions: Counter[str] = field(default_factory=Counter)
+
+    def quarantine(self, reason: Reason, files: int, *item: str) -> None:
+        """Note a part of the study that is left out."""
+        keyed = self.job.keyring.item(*item)
+        self.tally.entries.append(Entry(item=keyed, kind="series", reason=reason, files=files, study=self.job.key))
+
+
+def process_study(job: StudyJob) -> StudyResult:
+    """Convert, recognise, normalise and de-identify one study.
+
+    A series that fails is quarantined and the others go on; a study of which no series is left gives no members.
+
+    Raises:
+        OSError: no space left for temporary files.
+    """
+    sample = _Sample(job=job)
+    by_series: dict[str, list[Header]] = {}
+    for header in job.headers:
+        by_series.setdefault(header.series_uid, []).append(header)
+    # Series number and instance time order series as acquired; the UID only breaks ties, so that names are stable
+    ordered = sorted(by_series.items(), key=lambda item: (item[1][0].scan.series_number, item[0]))
+    for uid, headers in ordered:
+        before = len(sample.series)
+        for number, stack in enumerate(_stacks(sample, uid, headers)):
+            converted = _convert(sample, uid, number, stack)
+            if converted is not None:
+                _store(sample, converted)
+        sample.tally.series += len(sample.series) > before
+    report = _report(sample)
+    if not sample.series:
+        return StudyResult(key=job.key, patient=job.patient, members={}, tally=sample.tally)
+    identity = job.headers[0].identity
+    meta = StudyMeta(
+        key=job.key,
+        patient=job.patient,
+        region=_commonest(sample.regions),
+        series=sample.series,
+        age=deid.age(identity),
+        sex=deid.sex(identity),
+        report=report,
+        labels=job.labels,
+    )
+    members = {"json": to_json(meta), **sample.members}
+    return StudyResult(
+        key=job.key, patient=job.patient, members=members, tally=sample.tally, has_report=report is not None
+    )
+
+
+def _stacks(sample: _Sample, uid: str, headers: Sequence[Header]) -> list[Stack]:
+    groups = split_series(headers)
+    sample.tally.split_series += len(groups) > 1
+    stacks: list[Stack] = []
+    for number, group in enumerate(groups):
+        try:
+            stack = drop_duplicates(group)
+        except QuarantineError as err:
+            sample.quarantine(err.reason, len(group), "series", uid, str(number))
+            continue
+        if stack.dropped:
+            sample.tally.excluded[Rule.DUPLICATE.value] += len(stack.dropped)
+            log.info("study %s: %d duplicate slices dropped", sample.job.key, len(stack.dropped))
+        stacks.append(stack)
+    return stacks
+
+
+def _convert(sample: _Sample, uid: str, number: int, stack: Stack) -> _Converted | None:
+    headers, config = stack.headers, sample.job.config
+    try:
+        volumes = convert(headers, sample.job.binary, config.convert_timeout_s)
+        gaps = int(sum((~volume.slice_valid).sum() for volume in volumes))
+        if gaps and config.gaps is Gaps.quarantine:
+            raise QuarantineError(Reason.MISSING_SLICES)
+    except QuarantineError as err:
+        sample.quarantine(err.reason, len(headers), "series", uid, str(number))
+        return None
+    except MemoryError:
+        sample.quarantine(Reason.OUT_OF_MEMORY, len(headers), "series", uid, str(number))
+        return None
+    sample.tally.volumes += len(volumes)
+    sample.tally.invalid_slices += gaps
+    return _Converted(scan=headers[0].scan, volumes=volumes, files=len(headers), series_uid=uid, stack=number)
+
+
+def _store(sample: _Sample, converted: _Converted) -> None:
+    """Normalise and name the volumes of a stack; its files count as used once one of them is stored."""
+    scan, config = converted.scan, sample.job.config
+    volumes = converted.volumes
+    if config.volumes is Volumes.mean:
+        volumes = mean_volumes(volumes)
+    stored, failure = 0, None
+    for volume in volumes:
+        recognition = recognise(scan, len(converted.volumes), volume.b_value)
+        name = _name(sample, recognition.contrast, recognition.agent, volume.b_value)
+        frame = sample.frames.setdefault(scan.frame_of_reference or converted.series_uid, len(sample.frames))
+        try:
+            member = encode_series(volume, scan, recognition, name, frame, config.quantisation_bits)
+        except QuarantineError as err:
+            failure = err.reason
+            if len(volumes) > 1:
+                sample.quarantine(
+                    err.reason, 0, "volume", converted.series_uid, str(converted.stack), str(volume.index)
+                )
+            continue
+        sample.names[_base(recognition.contrast, recognition.agent, volume.b_value)] += 1
+        sample.members[f"{name}.b2"] = member.payload
+        sample.series.append(member.meta)
+        sample.tally.contrasts[recognition.contrast.value] += 1
+        stored += 1
+    if stored:
+        sample.tally.used += converted.files
+        sample.tally.members += stored
+        sample.regions[region_of(scan)] += 1
+    else:
+        reason = failure or Reason.CONVERTER_FAILED
+        sample.quarantine(reason, converted.files, "series", converted.series_uid, str(converted.stack))
+
+
+def mean_volumes(volumes: Sequence[Volume]) -> list[Volume]:
+    """The first b = 0, the mean of each diffusion shell, and the mean of volumes without diffusion weighting."""
+    groups: dict[int | None, list[Volume]] = {}
+    for volume in volumes:
+        groups.setdefault(shell_of(volume.b_value), []).append(volume)
+    return [
+        group[0]
+        if len(group) == 1 or shell == 0
+        else replace(group[0], values=np.mean([volume.values for volume in group], axis=0, dtype=np.float32))
+        for shell, group in groups.items()
+    ]
+
+
+def _base(contrast: Contrast, agent: Agent, b_value: float | None) -> str:
+    """Series name: contrast, ``_c`` after contrast agent, the diffusion shell."""
+    shell = shell_of(b_value) if contrast is Contrast.DWI else None
+    return contrast.value + ("_c" if agent is Agent.YES else "") + (f"_b{shell}" if shell is not None else "")
+
+
+def _name(sample: _Sample, contrast: Contrast, agent: Agent, b_value: float | None) -> str:
+    base = _base(contrast, agent, b_value)
+    count = sample.names[base] + 1
+    return base if count == 1 else f"{base}_{count}"
+
+
+def _report(sample: _Sample) -> Report | None:
+    job = sample.job
+    if job.report is None:
+        return None
+    identities = list(dict.fromkeys(header.identity for header in job.headers))
+    try:
+        return clean_report(job.report, identities, job.config.report_max_chars)
+    except QuarantineError as err:
+        entry = Entry(item=job.report_item, kind="report", reason=err.reason, study=job.key)
+        sample.tally.entries.append(entry)
+        return None
+
+
+def _commonest(regions: Counter[str]) -> str:
+    known = Counter({word: count for word, count in regions.items() if word != "unknown"})
+    return min(known, key=lambda word: (-known[word], word)) if known else "unknown"
