@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from evals.matching import IMAGE_TO_TEXT
-from evals.results import Bar, GalleryResult, MatchScore, Skipped, System, TaskResult
+from evals.results import SYSTEM_WORDS, Bar, GalleryResult, MatchScore, Score, Skipped, System, TaskResult
 from fm.config.suite import SuiteConfig
 
 ABOVE = "lower end of the interval > threshold"
@@ -45,6 +45,7 @@ def _task_bar(task: TaskResult) -> Bar:
         rule=ABOVE,
         met=None if gain.low is None else gain.low > 0,
         why="" if gain.low is not None else "too few draws could be scored",
+        beside={f"AUROC, {_words(s)}": s.auroc.value for s in task.scores if s.probe == "linear"},
     )
 
 
@@ -73,6 +74,7 @@ def _retrieval_bars(suite: SuiteConfig, retrieval: Sequence[GalleryResult], reas
         threshold=times,
         rule=AT_LEAST,
         met=hit.value / base >= times,
+        beside=_beside(scores),
     )
     headers = _of(scores, System.HEADER, mapped=True)
     gain = headers.recall_difference if headers is not None else None
@@ -87,8 +89,18 @@ def _retrieval_bars(suite: SuiteConfig, retrieval: Sequence[GalleryResult], reas
         threshold=0.0,
         rule=ABOVE,
         met=gain.low > 0,
+        beside=_beside(scores),
     )
     return [ratio, over]
+
+
+def _beside(scores: Sequence[MatchScore]) -> dict[str, float]:
+    return {f"R@5, {_words(s)}": s.recall["5"].value for s in scores}
+
+
+def _words(score: Score | MatchScore) -> str:
+    mapped = isinstance(score, MatchScore) and score.through_map
+    return SYSTEM_WORDS[score.system].lower() + (" (map)" if mapped else "")
 
 
 def _of(scores: Sequence[MatchScore], system: System, *, mapped: bool) -> MatchScore | None:

@@ -13,6 +13,7 @@ from fm.probes.bootstrap import Interval, interval, patient_weights
 from fm.probes.knn import fit_knn
 from fm.probes.linear import fit_linear
 from fm.probes.metrics import auroc, balanced_accuracy, macro_auroc, roc_points
+from fm.probes.tuning import patient_folds
 from fm.probes.types import Floats, Ints
 
 PROBES = ("linear", "knn")
@@ -24,6 +25,7 @@ class ProbeCache:
     def __init__(self, suite: SuiteConfig) -> None:
         self.suite = suite
         self._fitted: dict[tuple[object, ...], tuple[Floats, float]] = {}
+        self._folds: dict[tuple[object, ...], list[tuple[Ints, Ints]]] = {}
 
     def scores(self, probe: str, system: System, features_ND: Floats, task: Task) -> tuple[Floats, float]:
         """(N, K) class scores of all rows, and the chosen setting."""
@@ -36,11 +38,19 @@ class ProbeCache:
 
     def _fit(self, probe: str, features_ND: Floats, task: Task) -> tuple[Floats, float]:
         suite, train = self.suite, features_ND[task.fit_rows]
+        folds = self._folds_of(task)
         if probe == "linear":
-            linear = fit_linear(train, task.fit_labels, task.fit_patients, suite.linear_c, suite.folds, suite.seed)
+            linear = fit_linear(train, task.fit_labels, folds, suite.linear_c)
             return linear.scores(features_ND), linear.c
-        knn = fit_knn(train, task.fit_labels, task.fit_patients, suite.neighbours, suite.folds, suite.seed)
+        knn = fit_knn(train, task.fit_labels, folds, suite.neighbours)
         return knn.scores(features_ND), float(knn.neighbours)
+
+    def _folds_of(self, task: Task) -> list[tuple[Ints, Ints]]:
+        key = (task.config.level, task.fit_rows.tobytes(), task.fit_labels.tobytes())
+        if key not in self._folds:
+            suite = self.suite
+            self._folds[key] = patient_folds(task.fit_labels, task.fit_patients, suite.folds, suite.seed)
+        return self._folds[key]
 
 
 def run_task(task: Task, features: Mapping[System, Floats], suite: SuiteConfig, cache: ProbeCache) -> TaskResult:

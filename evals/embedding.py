@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evals.cohort import Cohort
+from evals.cohort import Cohort, CohortError
 from evals.intensity import series_statistics
 from fm.data.codec import CodecError
 from fm.data.index import DatasetError, Manifest
@@ -56,12 +56,19 @@ def read_cohort(manifest: Manifest) -> Cohort:
     """Metadata of the train and test studies of a dataset, in the manifest's order.
 
     Raises:
-        CohortError: no study of these splits, or a patient in both.
+        CohortError: no study of these splits, a patient in both, or an index that names other patients.
         DatasetError: a JSON member that is missing or damaged.
     """
     samples = [s for s in manifest.samples if s.split in ("train", "test")]
+    studies = [manifest.study(s.key) for s in samples]
+    for sample, study in zip(samples, studies, strict=True):
+        if sample.patient != study.patient:
+            raise CohortError(
+                f"study {study.key}: the index and the study name different patients, so the split cannot be trusted; "
+                "prepare the data again"
+            )
     return Cohort(
-        studies=[manifest.study(s.key) for s in samples],
+        studies=studies,
         test_N=np.array([s.split == "test" for s in samples], dtype=bool),
         dataset_id=manifest.dataset_id,
     )

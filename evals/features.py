@@ -58,3 +58,12 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     partial = path.with_name(path.name + ".tmp")
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), partial, compression="zstd")
     partial.replace(path)
+
+
+def merge(parts: list[Path], out: Path) -> None:
+    """Join files of :data:`SCHEMA` into one, a part at a time, whole or not at all."""
+    partial = out.with_name(out.name + ".tmp")
+    with pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
+        for part in parts:
+            writer.write_table(pq.read_table(part, schema=SCHEMA))
+    partial.replace(out)

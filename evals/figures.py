@@ -46,7 +46,7 @@ def whisker(
     low: float,
     high: float,
     reference: float | None,
-    width: int = 190,
+    width: int = 170,
     height: int = 20,
 ) -> str:
     """One row of an interval plot: the estimate's mark on its interval, and a line at `reference`."""
@@ -68,11 +68,11 @@ def whisker(
     return _svg(width, height, parts, f"{SYSTEM_WORDS[system]}: {_spoken(found)}")
 
 
-def scale(low: float, high: float, ticks: Sequence[float], width: int = 190) -> str:
+def scale(low: float, high: float, ticks: Sequence[float], width: int = 170) -> str:
     """The axis above a column of :func:`whisker`."""
     axis = Axis(low, high, 6, width - 6)
     parts = [
-        f'<text x="{axis.at(t):.1f}" y="11" text-anchor="middle" class="tick">{t:g}</text>'
+        f'<text x="{axis.at(t):.1f}" y="11" text-anchor="{_anchor(t, low, high)}" class="tick">{t:g}</text>'
         f'<line x1="{axis.at(t):.1f}" x2="{axis.at(t):.1f}" y1="14" y2="18" stroke="{FAINT}"/>'
         for t in ticks
     ]
@@ -190,6 +190,10 @@ def _svg(width: int, height: int, parts: Sequence[str], spoken: str) -> str:
     )
 
 
+def _anchor(value: float, low: float, high: float) -> str:
+    return "start" if value <= low else "end" if value >= high else "middle"
+
+
 def _spoken(found: Interval) -> str:
     if found.low is None or found.high is None:
         return f"{found.value:.3f}"
@@ -201,14 +205,10 @@ def _short(text: str, most: int) -> str:
 
 
 def _smooth(values: Sequence[float]) -> list[float]:
-    """Exponential running mean over about a twentieth of the curve, started without bias."""
-    keep = 1 - 1 / max(1.0, len(values) / 20)
-    mean = weight = 0.0
-    out = []
-    for value in values:
-        mean, weight = keep * mean + (1 - keep) * value, keep * weight + (1 - keep)
-        out.append(mean / weight)
-    return out
+    """Mean over a window of about a twentieth of the curve around each point, narrower at the ends."""
+    reach = max(1, len(values) // 40)
+    windows = [values[max(0, i - reach) : i + reach + 1] for i in range(len(values))]
+    return [sum(window) / len(window) for window in windows]
 
 
 def _nice(low: float, high: float, count: int) -> list[float]:

@@ -85,13 +85,18 @@ def _pairs(task: TaskResult) -> list[tuple[Score, Score]]:
     return [(by[s, "linear"], by[s, "knn"]) for s in System if (s, "linear") in by]
 
 
-def _counts(dataset: Mapping[str, Any]) -> list[tuple[str, int, int]]:
+def _counts(dataset: Mapping[str, Any]) -> dict[str, list[tuple[str, int, int]]]:
+    """Rows (name, train, held out) by heading."""
     train, test = dataset["train"], dataset["test"]
-    rows = [(name.capitalize(), train[name], test[name]) for name in ("patients", "studies", "series", "reports")]
+    groups = {
+        "Count": [(name.capitalize(), train[name], test[name]) for name in ("patients", "studies", "series", "reports")]
+    }
     for group in ("region", "sex", "contrast", "vendor", "field strength"):
         names = sorted({*train[group], *test[group]})
-        rows += [(f"{group}: {name}", train[group].get(name, 0), test[group].get(name, 0)) for name in names]
-    return rows
+        unit = "studies" if group in ("region", "sex") else "series"
+        rows = [(name, train[group].get(name, 0), test[group].get(name, 0)) for name in names]
+        groups[f"{group.capitalize()}, {unit}"] = rows
+    return groups
 
 
 def _num(value: float | None) -> str:
@@ -103,11 +108,13 @@ def _signed(value: float) -> str:
 
 
 def _plain(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _mark(system: System) -> Markup:
-    return Markup('<svg width="14" height="14" aria-hidden="true" style="display:inline">{}</svg>').format(
+    return Markup('<svg class="mark" width="14" height="14" aria-hidden="true">{}</svg>').format(
         Markup(figures.marker(system, 7, 7))
     )
 

@@ -152,6 +152,8 @@ class Bar:
     met: bool | None
     """None where it could not be measured; `why` says why."""
     why: str = ""
+    beside: dict[str, float] = field(default_factory=dict)
+    """The same measure of each system: AUROC of the linear probe, or R@5."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from evals.bars import judge
 from evals.classify import ProbeCache, run_task
@@ -77,11 +78,13 @@ def evaluate(
     texts = [matching_text(study) for study in cohort.studies]
     text_NE = _embed_texts(trained, texts)
     clock.lap("Embedding")
-    tasks, skipped = _run_tasks(cohort, embedded, suite, tell)
-    clock.lap("Probes")
-    retrieval, examples, unmatched = _run_retrieval(cohort, embedded, texts, text_NE, suite, tell)
-    skipped += unmatched
-    clock.lap("Retrieval")
+    # Thousands of small fits: threads cost more than they give, forty times more on a busy machine.
+    with threadpool_limits(limits=1):
+        tasks, skipped = _run_tasks(cohort, embedded, suite, tell)
+        clock.lap("Probes")
+        retrieval, examples, unmatched = _run_retrieval(cohort, embedded, texts, text_NE, suite, tell)
+        skipped += unmatched
+        clock.lap("Retrieval")
     run_dir.mkdir(parents=True, exist_ok=True)
     write_features(run_dir / "features.parquet", cohort, embedded.encoders[0], text_NE)
     facts, run_values = _run_file(run_dir)

@@ -31,17 +31,15 @@ class KnnProbe:
 
 
 def fit_knn(
-    features_ND: Floats, labels_N: Ints, patients: Sequence[str], neighbours: Sequence[int], folds: int, seed: int
+    features_ND: Floats, labels_N: Ints, folds: Sequence[tuple[Ints, Ints]], neighbours: Sequence[int]
 ) -> KnnProbe:
     """Choose the number of neighbours by patient-level folds of the training rows and keep them as the bank.
 
     Args:
         features_ND: (N, D) frozen features; they are standardised, then scaled to unit length.
         labels_N: (N,) class of each row, 0 … K-1, every class present.
-        patients: (N,) patient of each row.
+        folds: patient-level, from :func:`fm.probes.tuning.patient_folds`.
         neighbours: counts to choose from.
-        folds: of the choice.
-        seed: of the folds.
     """
     classes = int(labels_N.max()) + 1
     # More neighbours is the more cautious choice, so it comes first.
@@ -52,7 +50,7 @@ def fit_knn(
         bank, query = scaler.unit(features_ND[train]), scaler.unit(features_ND[held])
         return _votes(query, bank, labels_N[train], classes, counts)
 
-    best = best_setting(len(counts), score, labels_N, patients, folds, seed)
+    best = best_setting(len(counts), score, labels_N, folds)
     scaler = Scaler.fit(features_ND)
     return KnnProbe(
         scaler=scaler,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from sklearn import config_context
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
@@ -30,7 +31,7 @@ class LinearProbe:
 
 
 def fit_linear(
-    features_ND: Floats, labels_N: Ints, patients: Sequence[str], c: Sequence[float], folds: int, seed: int
+    features_ND: Floats, labels_N: Ints, folds: Sequence[tuple[Ints, Ints]], c: Sequence[float]
 ) -> LinearProbe:
     """Choose the inverse penalty by patient-level folds, then fit on all rows.
 
@@ -39,10 +40,8 @@ def fit_linear(
     Args:
         features_ND: (N, D) frozen features; they are standardised.
         labels_N: (N,) class of each row, 0 … K-1, every class present.
-        patients: (N,) patient of each row.
+        folds: patient-level, from :func:`fm.probes.tuning.patient_folds`.
         c: inverse penalties to choose from.
-        folds: of the choice.
-        seed: of the folds.
     """
     grid = sorted(set(c))
     classes = int(labels_N.max()) + 1
@@ -53,7 +52,7 @@ def fit_linear(
         scaled = scaler.apply(features_ND[held])
         return [scaled @ weight.T + bias for weight, bias in fits]
 
-    best = best_setting(len(grid), score, labels_N, patients, folds, seed)
+    best = best_setting(len(grid), score, labels_N, folds)
     scaler = Scaler.fit(features_ND)
     weight, bias = _path(scaler.apply(features_ND), labels_N, [grid[best]], classes)[0]
     return LinearProbe(scaler=scaler, weight_KD=weight, bias_K=bias, c=grid[best])
@@ -71,7 +70,7 @@ def _path(scaled_ND: Floats, labels_N: Ints, grid: Sequence[float], classes: int
     fits: list[tuple[Floats, Floats]] = []
     for c in grid:
         model.set_params(C=c)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), config_context(assume_finite=True, skip_parameter_validation=True):
             # Weak penalties on separable rows converge slowly; the folds judge the fit as it is.
             warnings.simplefilter("ignore", ConvergenceWarning)
             model.fit(rotated, labels_N)

@@ -30,12 +30,7 @@ def patient_folds(labels_N: Ints, patients: Sequence[str], folds: int, seed: int
 
 
 def best_setting(
-    settings: int,
-    score: Callable[[Ints, Ints], list[Floats]],
-    labels_N: Ints,
-    patients: Sequence[str],
-    folds: int,
-    seed: int,
+    settings: int, score: Callable[[Ints, Ints], list[Floats]], labels_N: Ints, folds: Sequence[tuple[Ints, Ints]]
 ) -> int:
     """Index of the setting with the highest mean macro-AUROC over held-out patients; the first of equals.
 
@@ -43,16 +38,14 @@ def best_setting(
         settings: how many there are, the most cautious first.
         score: given (train rows, held-out rows), class scores (n, K) of the held-out rows under each setting.
         labels_N: (N,) class of each row, 0 … K-1.
-        patients: (N,) patient of each row.
-        folds: wanted number of folds.
-        seed: of the folds.
+        folds: from :func:`patient_folds`.
 
     Returns:
-        The chosen index; the middle one where there are too few patients for folds.
+        The chosen index; the middle one where no fold can be scored.
     """
     totals = np.zeros(settings)
     scored = 0
-    for train, held in patient_folds(labels_N, patients, folds, seed):
+    for train, held in folds:
         if len(np.unique(labels_N[train])) < 2:
             continue
         ones = np.ones((1, len(held)), dtype=np.int64)

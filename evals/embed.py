@@ -1,0 +1,145 @@
+"""``fm embed``: features of shards or of NIfTI files as Parquet, batch by batch, so that a killed run goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from evals.embedding import file_hash, read_images
+from evals.features import merge, write_rows
+from fm.config.errors import UserError
+from fm.data.index import Manifest
+from fm.data.volume import SeriesImage, read_nifti
+from fm.models.encoder import Encoder, load_encoder
+
+BATCH = 16
+"""Studies per part."""
+
+
+class EmbedError(UserError):
+    """Nothing to embed, or a place that cannot be written to."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Source:
+    """One study to embed: read only when its turn comes."""
+
+    key: str
+    split: str
+    region: str
+    text: str
+    read: Callable[[], list[tuple[str, SeriesImage]]]
+    """Name and voxels of each series."""
+
+
+def shard_sources(url: str) -> list[Source]:
+    """Every study of a dataset.
+
+    Raises:
+        DatasetError: no dataset at the URL.
+    """
+    manifest = Manifest.open(url)
+    return [_shard_source(manifest, sample.key, sample.split) for sample in manifest.samples]
+
+
+def nifti_sources(path: Path) -> list[Source]:
+    """One NIfTI file, or every one below a folder; each is a study of one series, named by its path.
+
+    Raises:
+        EmbedError: no NIfTI file there.
+    """
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if is_nifti(p))
+    if not files:
+        raise EmbedError(f"input={path}: no NIfTI file (.nii, .nii.gz) there")
+    root = path.parent if path.is_file() else path
+    return [_nifti_source(file, str(file.relative_to(root))) for file in files]
+
+
+def is_nifti(path: Path) -> bool:
+    """Whether a file's name ends as a NIfTI file's does."""
+    return path.is_file() and path.name.endswith((".nii", ".nii.gz"))
+
+
+def embed(encoder: Path, sources: Sequence[Source], out: Path, progress: Callable[[int], None] | None = None) -> int:
+    """Write one row per study and per series, see :data:`evals.features.SCHEMA`; returns the number of studies.
+
+    Finished batches lie in a folder beside `out` until the end, named by the encoder's weights and the keys to embed;
+    run again, they are not made a second time.
+
+    Raises:
+        EncoderError: the folder holds no readable encoder.
+        EmbedError: `out` exists already.
+        VolumeError, DatasetError, CodecError, SampleError: a study that cannot be read.
+    """
+    if out.exists():
+        raise EmbedError(f"out={out} exists; name a new file")
+    loaded = load_encoder(encoder)
+    parts = out.with_name(f".{out.name}.{_task_id(encoder, sources)}.parts")
+    parts.mkdir(parents=True, exist_ok=True)
+    for number, first in enumerate(range(0, len(sources), BATCH)):
+        part = parts / f"{number:06d}.parquet"
+        if not part.is_file():
+            write_rows(part, list(_rows(loaded, sources[first : first + BATCH])))
+        if progress is not None:
+            progress(min(first + BATCH, len(sources)))
+    merge(sorted(parts.glob("*.parquet")), out)
+    shutil.rmtree(parts)
+    return len(sources)
+
+
+def read_features(path: Path) -> list[dict[str, Any]]:
+    """Rows of a file that :func:`embed` or an evaluation wrote."""
+    rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+    return rows
+
+
+def _rows(encoder: Encoder, sources: Sequence[Source]) -> Iterator[dict[str, Any]]:
+    named = [source.read() for source in sources]
+    found = encoder.encode_studies([[image for _, image in series] for series in named])
+    texts = None if encoder.tokenizer is None else encoder.embed_text([source.text for source in sources])
+    for at, source in enumerate(sources):
+        about = {"key": source.key, "split": source.split, "region": source.region}
+        text = texts[at] if texts is not None and source.text else None
+        features, embedding = found.study[at], found.projected[at]
+        yield {**about, "series": "", "features": features, "embedding": embedding, "text_embedding": text}
+    names = [(at, name) for at, series in enumerate(named) for name, _ in series]
+    for row, (at, name) in enumerate(names):
+        source = sources[at]
+        yield {
+            "key": source.key,
+            "series": name,
+            "split": source.split,
+            "region": source.region,
+            "features": found.series[row],
+            "embedding": found.series_projected[row],
+        }
+
+
+def _shard_source(manifest: Manifest, key: str, split: str) -> Source:
+    study = manifest.study(key)
+
+    def read() -> list[tuple[str, SeriesImage]]:
+        return list(zip([s.name for s in study.series], read_images(manifest, study), strict=True))
+
+    text = study.report.diagnostic if study.report is not None else ""
+    return Source(key=key, split=split, region=study.region, text=text, read=read)
+
+
+def _nifti_source(file: Path, name: str) -> Source:
+    key = name.removesuffix(".gz").removesuffix(".nii")
+    return Source(key=key, split="", region="", text="", read=lambda: [("image", read_nifti(file))])
+
+
+def _task_id(encoder: Path, sources: Sequence[Source]) -> str:
+    digest = hashlib.sha256()
+    for weights in sorted(encoder.glob("*.safetensors")):
+        digest.update(file_hash(weights).encode())
+    for source in sources:
+        digest.update(f"{source.key}\n".encode())
+    return digest.hexdigest()[:12]
