@@ -18,7 +18,7 @@ from fm.config.compose import Override, Request
 from fm.config.data import DataConfig
 from fm.config.errors import ConfigError
 from fm.config.load import Plain, build, difference, plain, read, save
-from fm.config.root import JOBS
+from fm.config.root import JOBS, PretrainJob
 
 RUN_FILE = "run.yaml"
 ATTEMPTS = "attempts.jsonl"
@@ -195,6 +195,8 @@ def _facts(verb: str, job: Any) -> dict[str, Any]:
     facts = {"verb": verb, "time": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit()}
     if (found := _dataset_id(job)) is not None:
         facts["dataset_id"] = found
+    if isinstance(job, PretrainJob) and job.from_run is not None:
+        facts["from_run"] = job.from_run
     return facts
 
 

@@ -102,6 +102,7 @@ def test_from_run_repeats_a_run_in_a_new_folder() -> None:
     open_run("run=r", "max_steps=9")
     job = open_run("from_run=r", "run=new")
     assert (job.optim.warmup_steps, job.max_steps, job.model.dim, job.run) == (3, 9, 128, "new")
+    assert yaml.safe_load(Path("new/run.yaml").read_text())["about"]["from_run"] == "r"
     other = open_run("from_run=r", "run=newer", "seed=5", "model=base")
     assert (other.seed, other.model.dim, other.optim.warmup_steps) == (5, 768, 3)
     assert "new folder" in refused("from_run=r", "run=new")
