@@ -1,6 +1,7 @@
-"""Our entrypoint around torchrun: starts the workers, passes signals on, shows progress, turns the verdict into an exit code.
+"""Our entrypoint around torchrun: starts workers, passes signals on, shows progress, turns verdicts into exit codes.
 
-torchrun loses the workers' exit codes (75 becomes 1), dies of SIGUSR1 unless told, and kills workers 30 s after SIGTERM unless told.
+torchrun loses the workers' exit codes (75 becomes 1), dies of SIGUSR1 unless told, and kills workers 30 s after
+SIGTERM unless told.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,7 +29,10 @@ from launch.events import NAME as EVENTS
 from launch.worker import ATTEMPT, ERRORS, die_with_parent
 
 LOCK = "lock"
+METRICS = "metrics.jsonl"
 _POLL_SECONDS = 0.5
+_NOTICE = re.compile(r"(?:WARNING|ERROR|INFO) rank 0 fm\.(?:engine|pretrain)[.\w]*: (.+)")
+"""Records of the workers that also belong on the terminal: resume, fallbacks, skipped steps, failed saves."""
 
 
 class WorkerError(UserError):
@@ -91,12 +96,12 @@ def run_workers(run_dir: Path, *, attempt: str, place: Topology, signal_lead_s: 
             start_new_session=True,
             preexec_fn=die_with_parent,
         )
-        rows = _follow(run_dir / "metrics.jsonl")
+        rows, notices = _follow(run_dir / METRICS), _follow_lines(run_dir / EVENTS)
         with _forwarded(process):
             while process.poll() is None:
-                _show(view, rows)
+                _show(view, rows, notices)
                 _wait(process)
-        _show(view, rows)
+        _show(view, rows, notices)
     return _exit_code(run_dir, attempt, process.returncode)
 
 
@@ -125,8 +130,8 @@ def _exit_code(run_dir: Path, attempt: str, returncode: int) -> int:
     failures = [json.loads(path.read_text()) for path in (run_dir / ERRORS).glob(f"attempt-{attempt}-rank-*.json")]
     if not failures:
         raise WorkerError(
-            f"the workers were killed (torchrun ended with {returncode}), perhaps for memory: lower data.micro_batch_size "
-            f"or give run={run_dir} alone to resume; details in {run_dir / EVENTS}"
+            f"the workers were killed (torchrun ended with {returncode}), perhaps for memory: lower "
+            f"data.micro_batch_size or give run={run_dir} alone to resume; details in {run_dir / EVENTS}"
         )
     # A refusal comes from all ranks; else the others only report that the first one is gone.
     first = min(failures, key=lambda failure: (not failure["refused"], failure["time"]))
@@ -142,7 +147,9 @@ def _locked(run_dir: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as err:
-            raise UserError(f"run={run_dir}: another process is training in this folder; wait for it, or stop it") from err
+            raise UserError(
+                f"run={run_dir}: another process is training in this folder; wait for it, or stop it"
+            ) from err
         yield
 
 
@@ -169,30 +176,41 @@ def _wait(process: subprocess.Popen[bytes]) -> None:
         return
 
 
-def _show(view: ProgressView, rows: Iterator[list[Row]]) -> None:
+def _show(view: ProgressView, rows: Iterator[list[Row]], notices: Iterator[list[str]]) -> None:
+    """Hand on what is new: the metrics, and what rank 0 has to say to a person."""
+    for line in next(notices):
+        if found := _NOTICE.search(line):
+            view.note(found[1])
     for row in next(rows):
         view.update(row)
 
 
 def _follow(path: Path) -> Iterator[list[Row]]:
-    """At each turn the complete rows that were added since the last; rows that were there before are not shown again."""
+    """At each turn the rows that were added to metrics.jsonl since the last."""
+    for lines in _follow_lines(path):
+        found: list[Row] = []
+        for line in lines:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                found.append(row)
+        yield found
+
+
+def _follow_lines(path: Path) -> Iterator[list[str]]:
+    """At each turn the complete lines that were added since the last; what stands there at first is left out."""
     position = path.stat().st_size if path.exists() else 0
     while True:
-        found: list[Row] = []
+        lines: list[str] = []
         if path.exists():
-            size = path.stat().st_size
             # A resumed attempt first cuts rows past its checkpoint, so the file may have become shorter.
-            position = min(position, size)
+            position = min(position, path.stat().st_size)
             with open(path, "rb") as stream:
                 stream.seek(position)
                 chunk = stream.read()
             complete = chunk[: chunk.rfind(b"\n") + 1]
             position += len(complete)
-            for line in complete.splitlines():
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    continue
-                if isinstance(row, dict) and "step" in row:
-                    found.append(row)
-        yield found
+            lines = complete.decode("utf-8", errors="replace").splitlines()
+        yield lines

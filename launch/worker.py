@@ -65,7 +65,7 @@ def record_error(run_dir: Path, attempt: str, rank: str, err: BaseException) -> 
 
 
 def die_with_parent() -> None:
-    """Ask Linux to kill this process when its parent dies: a killed launcher must not leave workers that go on writing."""
+    """Ask Linux to kill this process with its parent: a killed launcher must not leave workers that go on writing."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 

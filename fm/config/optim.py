@@ -38,7 +38,7 @@ class OptimConfig:
         if self.warmup_steps < 0:
             raise ConfigError(f"optim.warmup_steps={self.warmup_steps} must not be negative")
         if min(self.weight_decay, self.clip_norm) < 0 or self.epsilon <= 0:
-            raise ConfigError("optim.weight_decay and optim.clip_norm must not be negative, optim.epsilon must be positive")
+            raise ConfigError("optim: weight_decay and clip_norm must not be negative, epsilon must be positive")
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
             raise ConfigError(f"optim.beta1={self.beta1} and optim.beta2={self.beta2} must lie in [0, 1)")
         if not 0 <= self.teacher_momentum <= self.final_teacher_momentum <= 1:

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class WandbMode(StrEnum):
-    """Whether Weights & Biases gets a copy of the metrics; named as YAML writes it (OmegaConf looks enums up by name)."""
+    """Whether Weights & Biases gets a copy of the metrics; named as YAML writes it."""
 
     off = "off"
     offline = "offline"

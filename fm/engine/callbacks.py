@@ -32,7 +32,7 @@ class TrainingHalted(UserError):
 class Keeper(pl.Callback):
     """Loads the checkpoint that a run resumes from, saves on schedule, at the end and on a stop signal.
 
-    After ``fit``, `stopped` says whether a signal ended it and `saved_step` which step is on disk.
+    After ``fit``, `saved_step` says which step is on disk.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Keeper(pl.Callback):
         stop: StopFlag,
         student: StudentModule,
     ) -> None:
-        """Take the run's facts; `resume_from` is a folder that the store has verified, `accept` a dataset id it may not have."""
+        """Take the run's facts; `resume_from` is a verified folder, `accept` a dataset id that its state need not have."""
         self._config = config
         self._precision = precision
         self._store = store
@@ -56,7 +56,6 @@ class Keeper(pl.Callback):
         self._accept = accept
         self._stop = stop
         self._student = student
-        self.stopped = False
         self.saved_step = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -76,11 +75,11 @@ class Keeper(pl.Callback):
     ) -> None:
         """Agree on a stop, and save where one is due."""
         module = _training(pl_module)
-        self.stopped = any_flag(self._stop.is_set, module.device_for_flags)
+        stopped = any_flag(self._stop.is_set, module.device_for_flags)
         due = module.completed_steps % self._config.checkpoint_every_steps == 0
-        if self.stopped or due or module.completed_steps == module.max_steps:
+        if stopped or due or module.completed_steps == module.max_steps:
             self._save(module)
-        if self.stopped:
+        if stopped:
             log.info("stop signal: saved step %d of %d", self.saved_step, module.max_steps)
             trainer.should_stop = True
 
@@ -109,7 +108,9 @@ class Keeper(pl.Callback):
 class Recorder(pl.Callback):
     """Writes metrics.jsonl and its copy in the tracker (rank 0), and the sample ids of skipped steps."""
 
-    def __init__(self, *, config: TrainerConfig, run_dir: Path, attempt: str, metrics: MetricLog | None, tracker: Tracker | None):
+    def __init__(
+        self, *, config: TrainerConfig, run_dir: Path, attempt: str, metrics: MetricLog | None, tracker: Tracker | None
+    ):
         """Take the sinks; both are None on every rank but 0."""
         self._config = config
         self._run_dir = run_dir
@@ -137,7 +138,7 @@ class Recorder(pl.Callback):
                 self._tracker.log(row)
         if self._bad_in_a_row >= self._config.max_bad_steps:
             raise TrainingHalted(
-                f"{self._bad_in_a_row} steps in a row had a loss or gradient that is not finite (last: step {result.step}): "
+                f"{self._bad_in_a_row} steps in a row, the last {result.step}, had a loss or gradient that is not finite: "
                 "see skipped.jsonl for the samples, lower optim.learning_rate, or raise trainer.max_bad_steps"
             )
 
@@ -151,7 +152,9 @@ class Recorder(pl.Callback):
         names = sorted(result.report)
         values = [result.loss, *(result.report[name].float() for name in names)]
         counts = torch.tensor([result.volumes, result.tokens], dtype=torch.float64)
-        local = torch.cat([torch.stack([v.to(torch.float64).cpu() for v in values]), counts]).to(module.device_for_flags)
+        local = torch.cat([torch.stack([v.to(torch.float64).cpu() for v in values]), counts]).to(
+            module.device_for_flags
+        )
         total = sum_over_ranks(local).cpu()
         means = (total[:-2] / world_size()).tolist()
         volumes, tokens = total[-2:].tolist()

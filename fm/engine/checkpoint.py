@@ -1,8 +1,8 @@
 """The one place that decides whether a checkpoint is good.
 
-A save writes ``step-N.tmp/``, makes every file durable, lists sizes and SHA-256 in ``manifest.json``, renames the folder to
-``step-N/`` and writes ``COMMITTED`` (the hash of the manifest) last; only then older steps are pruned. Whatever is killed in
-between leaves the previous checkpoint as it was.
+A save writes ``step-N.tmp/``, makes every file durable, lists sizes and SHA-256 in ``manifest.json``, renames the
+folder to ``step-N/`` and writes ``COMMITTED`` (the hash of the manifest) last; only then older steps are pruned.
+Whatever is killed in between leaves the previous checkpoint as it was.
 """
 
 from __future__ import annotations
@@ -115,7 +115,9 @@ class CheckpointStore:
             raise CheckpointError(f"checkpoint {folder}: {difference[0]} {what}")
         for name, path in present.items():
             if path.stat().st_size != listed[name]["bytes"]:
-                raise CheckpointError(f"checkpoint {folder}: {name} has {path.stat().st_size} bytes, not {listed[name]['bytes']}")
+                raise CheckpointError(
+                    f"checkpoint {folder}: {name} has {path.stat().st_size} bytes, not {listed[name]['bytes']}"
+                )
             with open(path, "rb") as stream:
                 if hashlib.file_digest(stream, "sha256").hexdigest() != listed[name]["sha256"]:
                     raise CheckpointError(f"checkpoint {folder}: {name} does not have the SHA-256 of the manifest")

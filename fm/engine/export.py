@@ -100,7 +100,7 @@ def _card(run_dir: Path, folder: Path, step: int, weights: Weights, facts: Mappi
         "Encoder of MRI studies and radiology reports, trained by self-distillation and image–text contrast.\n"
         f"Input: patches of {'×'.join(map(str, config['patch_voxels']))} voxels (D×H×W), "
         f"{config['spacing_mm']} mm in-plane; see `config.json`.\n\n"
-        "```python\nimport fm\n\nencoder = fm.load_encoder(\"THIS_FOLDER\")\nencoder.embed(\"scan.nii.gz\")\n```\n\n"
+        '```python\nimport fm\n\nencoder = fm.load_encoder("THIS_FOLDER")\nencoder.embed("scan.nii.gz")\n```\n\n'
         "Research use: it has not been cleared for diagnosis.\n\n"
         f"| fact | value |\n| --- | --- |\n{listed}\n"
     )

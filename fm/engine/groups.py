@@ -14,7 +14,8 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, o
     Frozen parameters are in neither; an empty group is left out.
     """
     embeddings = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for parameter in module.parameters():
         if parameter.requires_grad:
             (plain if parameter.ndim < 2 or id(parameter) in embeddings else decayed).append(parameter)

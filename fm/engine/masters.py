@@ -14,8 +14,8 @@ class Masters:
     """Reads the full float32 master of every trainable parameter, the same on every rank.
 
     DeepSpeed's own ``safe_get_full_fp32_param`` costs one all-reduce per tensor; a small model has a hundred of them.
-    ZeRO-1 and ZeRO-2 lay the parameters of a group end to end in one vector and give each rank an equal part of its master, so
-    one gather per group and a view per parameter give the same numbers (a test compares the two).
+    ZeRO-1 and ZeRO-2 lay the parameters of a group end to end in one vector and give each rank an equal part of its
+    master, so one gather per group and a view per parameter give the same numbers (a test compares the two).
     """
 
     def __init__(self, engine: Any, module: nn.Module, stage: int) -> None:
@@ -36,7 +36,7 @@ class Masters:
             self._map_groups(engine.optimizer)
 
     def read(self) -> dict[str, Tensor]:
-        """Name → float32 master; views into reused buffers, valid until the next call. A collective: call on every rank."""
+        """Name → float32 master; views into buffers that the next call overwrites. A collective."""
         if self._stage == 3:
             from deepspeed.utils import safe_get_full_fp32_param
 
@@ -49,7 +49,8 @@ class Masters:
         return self._views
 
     def _map_groups(self, optimizer: Any) -> None:
-        # ZeRO-1 with bf16 is DeepSpeed's BF16_Optimizer, everything else its ZeRO-1/2 optimiser: same layout, other names.
+        # ZeRO-1 with bf16 is DeepSpeed's BF16_Optimizer, everything else its ZeRO-1/2 optimiser: same layout, other
+        # names.
         if hasattr(optimizer, "single_partition_of_fp32_groups"):
             self._partitions = list(optimizer.single_partition_of_fp32_groups)
             low_flats = list(optimizer.bit16_groups_flat)

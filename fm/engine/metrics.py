@@ -17,7 +17,7 @@ class MetricLog:
     """Appends rows; each is on disk when :meth:`write` returns, and no step is there twice."""
 
     def __init__(self, path: Path, completed_steps: int) -> None:
-        """Open the file; rows past `completed_steps` (of an attempt that was killed) and a torn last row are dropped."""
+        """Open the file; rows past `completed_steps` (a killed attempt's) and a torn last row are dropped."""
         self._path = path
         if path.exists():
             kept = [row for row in read_metrics(path) if int(row["step"] or 0) <= completed_steps]

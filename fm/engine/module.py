@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import torch
@@ -13,14 +15,18 @@ from torch import Tensor, nn
 
 from fm.batch import StudyBatch
 from fm.config.optim import OptimConfig
+from fm.engine.accumulation import Replay, join_batches
 from fm.engine.groups import build_optimizer
 from fm.engine.masters import Masters
 from fm.engine.schedules import learning_rate, teacher_momentum
 from fm.engine.teacher import Teacher
 from fm.parallel.collectives import all_gather_with_grad, any_flag, rank
 
-Objective = Callable[[nn.Module, nn.Module, StudyBatch, Callable[[Tensor], Tensor]], tuple[Tensor, dict[str, Tensor]]]
+Result = TypeVar("Result")
+Objective = Callable[[Any, Any, StudyBatch, Callable[[Tensor], Tensor]], tuple[Tensor, dict[str, Tensor]]]
 """``objective(student, teacher, batch, gather) -> (loss, report)``, see :mod:`fm.objectives`."""
+Forwarded = tuple[Tensor, dict[str, Tensor], Callable[[], None]]
+"""Loss, report, and what sends the gradient back."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -48,12 +54,20 @@ class StepResult:
 class TrainingModule(pl.LightningModule):
     """Student inside the DeepSpeed engine, teacher beside it.
 
-    The module calls the engine in DeepSpeed's own order (forward, backward, step); Lightning brings the loop, the hooks and the
-    processes. All randomness of a step is keyed by (seed, step, rank), so that a resumed run needs no generator state.
+    The module calls the engine in DeepSpeed's own order (forward, backward, step); Lightning brings the loop, the
+    hooks and the processes. All randomness of a step is keyed by (seed, step, rank), so that a resumed run needs no
+    generator state.
     """
 
     def __init__(
-        self, *, student: nn.Module, teacher: nn.Module, objective: Objective, optim: OptimConfig, seed: int, max_steps: int
+        self,
+        *,
+        student: nn.Module,
+        teacher: nn.Module,
+        objective: Objective,
+        optim: OptimConfig,
+        seed: int,
+        max_steps: int,
     ) -> None:
         """Take the parts of a run.
 
@@ -72,7 +86,6 @@ class TrainingModule(pl.LightningModule):
         self.seed = seed
         self.max_steps = max_steps
         self.completed_steps = 0
-        self.bf16 = False
         self.result: StepResult | None = None
         # In a tuple: a plain attribute would register the modules, and the engine would cast and shard the teacher.
         self._outside = (Teacher(teacher), objective)
@@ -101,34 +114,31 @@ class TrainingModule(pl.LightningModule):
         return build_optimizer(self.student, self.optim)
 
     def attach(self, stage: int) -> None:
-        """Find the masters of the running engine and start the teacher at them; call once, after the engine was built."""
-        parameter = next(self.student.parameters())
-        self.bf16 = parameter.dtype == torch.bfloat16
-        self.teacher.module.to(parameter.device)
+        """Find the masters of the built engine and start the teacher at them; call once."""
+        self.teacher.module.to(next(self.student.parameters()).device)
         self._masters = Masters(self.engine, self.student, stage)
         self.teacher.copy_from(self._masters.read())
 
-    def transfer_batch_to_device(self, batch: StudyBatch, device: torch.device, dataloader_idx: int) -> StudyBatch:
+    def transfer_batch_to_device(
+        self, batch: list[StudyBatch], device: torch.device, dataloader_idx: int
+    ) -> list[StudyBatch]:
         """Move the batch; DeepSpeed's CPU device carries a rank that tensors do not know."""
-        return batch.to("cpu" if device.type == "cpu" else device)
+        return [micro.to("cpu" if device.type == "cpu" else device) for micro in batch]
 
-    def forward(self, batch: StudyBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and report of one rank's share; called by the engine."""
-        teacher, objective = self._outside
-        # The student's weights are bf16 and the teacher's float32: autocast lets both take the same float32 patches.
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            return objective(self.student, teacher.module, batch, all_gather_with_grad)
+    def forward(self, compute: Callable[[], Result]) -> Result:
+        """Run a computation on the student inside the engine's forward, where DeepSpeed's hooks apply."""
+        return compute()
 
-    def training_step(self, batch: StudyBatch) -> None:
-        """One step on one global batch: every rank steps, or none does."""
+    def training_step(self, batch: list[StudyBatch]) -> None:
+        """One step on this rank's share of one global batch, in micro-batches: every rank steps, or none does."""
         started = time.perf_counter()
         step = self.completed_steps
-        torch.manual_seed(_step_seed(self.seed, step, rank()))
+        self._seed(0)
         rate = learning_rate(self.optim, step, self.max_steps)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
-        loss, report = self.engine(batch)
-        applied, norm = self._backward_and_step(loss)
+        loss, report, backward = self._direct(batch[0]) if len(batch) == 1 else self._cached(batch)
+        applied, norm = self._backward_and_step(loss, backward)
         momentum = teacher_momentum(self.optim, step, self.max_steps)
         if applied:
             self.teacher.update(self.masters.read(), momentum)
@@ -138,9 +148,9 @@ class TrainingModule(pl.LightningModule):
             step=self.completed_steps,
             loss=loss.detach().float(),
             report=report,
-            keys=batch.keys,
-            volumes=max(len(view.lengths) for view in batch.views.values()),
-            tokens=sum(view.patches_TP.shape[0] for view in batch.views.values()),
+            keys=[key for micro in batch for key in micro.keys],
+            volumes=sum(max(len(view.lengths) for view in micro.views.values()) for micro in batch),
+            tokens=sum(view.patches_TP.shape[0] for micro in batch for view in micro.views.values()),
             applied=applied,
             gradient_norm=norm,
             learning_rate=rate,
@@ -150,18 +160,49 @@ class TrainingModule(pl.LightningModule):
         )
         self._ended = ended
 
-    def _backward_and_step(self, loss: Tensor) -> tuple[bool, float]:
+    def _direct(self, batch: StudyBatch) -> Forwarded:
+        """Loss, report and backward pass of a single micro-batch."""
+        teacher, objective = self._outside
+        # No autocast: the model casts its input to its own weights (bf16 student, float32 teacher), the losses are
+        # float32.
+        loss, report = self.engine(lambda: objective(self.student, teacher.module, batch, all_gather_with_grad))
+        return loss, report, lambda: self.engine.backward(loss)
+
+    def _cached(self, micros: list[StudyBatch]) -> Forwarded:
+        """The same for several: the objective sees all of them at once, see :mod:`fm.engine.accumulation`."""
+        teacher, objective = self._outside
+
+        def student(*args: Any) -> Any:
+            return self.engine(lambda: self.student(*args))
+
+        replay = Replay(student, micros, self._seed, keep=True)
+        target = Replay(teacher.module, micros, self._seed, keep=False)
+        loss, report = objective(replay, target, join_batches(micros), all_gather_with_grad)
+
+        def backward() -> None:
+            loss.backward()
+            for number in range(len(micros)):
+                self.engine.set_gradient_accumulation_boundary(number == len(micros) - 1)
+                self.engine.backward(replay.surrogate(number))
+
+        return loss, report, backward
+
+    def _seed(self, micro: int) -> None:
+        torch.manual_seed(_step_seed(self.seed, self.completed_steps, rank(), micro))
+
+    def _backward_and_step(self, loss: Tensor, backward: Callable[[], None]) -> tuple[bool, float]:
         """Whether the step was applied, and the gradient norm before clipping; the same answer on every rank."""
         if any_flag(not bool(torch.isfinite(loss)), self.device_for_flags):
             return False, float("nan")
         engine = self.engine
-        engine.backward(loss)
+        backward()
         norm = None
         if not engine.zero_optimization():
-            # Without ZeRO DeepSpeed steps on whatever the gradient is. It is the same on all ranks after the all-reduce.
+            # Without ZeRO DeepSpeed steps on whatever the gradient is. It is the same on all ranks after the all-
+            # reduce.
             gradients = [p.grad for p in self.student.parameters() if p.grad is not None]
             norm = float(torch.nn.utils.get_total_norm(gradients))
-            if norm != norm or norm == float("inf"):
+            if not math.isfinite(norm):
                 engine.zero_grad()
                 return False, norm
         # With ZeRO the engine itself agrees over ranks that no gradient is inf or nan, else drops all of them.
@@ -180,8 +221,7 @@ class TrainingModule(pl.LightningModule):
         self._ended = time.perf_counter()
 
 
-def _step_seed(seed: int, step: int, rank: int) -> int:
-    """A 63-bit seed that differs in step, rank and run; a splitmix64 round spreads neighbours."""
-    mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) & (2**64 - 1)
-    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
-    return (mixed ^ (mixed >> 27)) >> 1
+def _step_seed(seed: int, *place: int) -> int:
+    """A 63-bit seed for one place in the run (step, rank, micro-batch)."""
+    text = ".".join(map(str, (seed, *place)))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1

@@ -52,7 +52,9 @@ class ProgressView:
             self._task = self._live.add_task("starting", total=self._max_steps, facts="")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Stop the live line."""
         if self._live is not None:
             self._live.stop()
@@ -69,6 +71,13 @@ class ProgressView:
         elif time.monotonic() - self._shown >= LINE_SECONDS or step >= self._max_steps:
             self._shown = time.monotonic()
             print(f"step {step}/{self._max_steps}  {facts}", file=self._stream, flush=True)
+
+    def note(self, text: str) -> None:
+        """Show a line that is no progress: a resume, a skipped step."""
+        if self._live is not None:
+            self._live.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=self._stream, flush=True)
 
     def facts(self, row: Row) -> str:
         """Loss, accuracy, speed and time left, in words."""

@@ -26,10 +26,10 @@ class StopFlag:
         return self.received is not None
 
     def install(self) -> None:
-        """Take the stop signals over, Lightning's handler for SIGTERM included (it broadcasts inside the handler and hangs).
+        """Take the stop signals over, from Lightning too: its SIGTERM handler broadcasts inside the handler and hangs.
 
-        Installing twice, e.g. again after Lightning put its own handlers in, keeps the flag and the first set of handlers to
-        restore.
+        Installing twice, e.g. again after Lightning put its own handlers in, keeps the flag and the first set of
+        handlers to restore.
         """
         for number in STOP_SIGNALS:
             previous = signal.signal(number, self._on_signal)

@@ -40,7 +40,7 @@ class RunState:
     """Trainable parameters: a changed architecture shows at once."""
 
     def require_same(self, saved: RunState, accept: str = "") -> None:
-        """Refuse to load a checkpoint of another topology, architecture or dataset; `accept` names a dataset that may differ.
+        """Refuse a checkpoint of another topology, architecture or dataset (but the dataset that `accept` names).
 
         Raises:
             CheckpointError: names the first thing that differs, with both values.
@@ -76,7 +76,8 @@ def save_checkpoint(
     Beside DeepSpeed's own files (exact resume) the float32 teacher and student lie as safetensors (export, no pickle).
 
     Returns:
-        False where any rank could not write (disk full, read-only): training goes on, earlier checkpoints are as they were.
+        False where any rank could not write (disk full, read-only): training goes on, earlier checkpoints are as they
+        were.
     """
     partial: Path | None = broadcast_object(_attempt(store.begin, state.step) if rank() == 0 else None)
     if partial is None:
@@ -109,7 +110,8 @@ def load_checkpoint(folder: Path, state: RunState, *, engine: Any, teacher: Teac
         Steps completed.
 
     Raises:
-        CheckpointError: the checkpoint belongs to another topology, architecture or dataset, or DeepSpeed finds it wanting.
+        CheckpointError: the checkpoint belongs to another topology, architecture or dataset, or DeepSpeed finds it
+            wanting.
     """
     saved = read_state(folder)
     state.require_same(saved, accept)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 class Teacher:
     """Holds the averaged copy of the student.
 
-    In bf16 an average with momentum 0.999 never moves (1.0 stays 1.0 over 1000 steps), so both the copy and what it averages
-    are float32. It is no submodule of the trained module: the engine would cast, shard and count it.
+    In bf16 an average with momentum 0.999 never moves (1.0 stays 1.0 over 1000 steps), so both the copy and what it
+    averages are float32. It is no submodule of the trained module: the engine would cast, shard and count it.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -34,7 +34,7 @@ class Teacher:
         Raises:
             KeyError: a master is missing.
         """
-        mine = list(self._parameters.values())
+        mine: list[Tensor] = list(self._parameters.values())
         theirs = [masters[name] for name in self._parameters]
         torch._foreach_lerp_(mine, theirs, 1.0 - momentum)
 

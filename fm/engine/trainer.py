@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import warnings
@@ -22,6 +23,7 @@ def build_trainer(
     precision: Precision,
     clip_norm: float,
     micro_batch_size: int,
+    accumulation: int,
     callbacks: Sequence[pl.Callback],
 ) -> pl.Trainer:
     """A Trainer for one pass over a finite loader.
@@ -34,6 +36,7 @@ def build_trainer(
         precision: resolved precision.
         clip_norm: largest gradient norm.
         micro_batch_size: studies per rank and forward pass.
+        accumulation: forward passes per step.
         callbacks: in the order in which they run.
     """
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
@@ -51,6 +54,7 @@ def build_trainer(
             precision=precision,
             device=device,
             micro_batch_size=micro_batch_size,
+            accumulation=accumulation,
             clip_norm=clip_norm,
             timeout_s=config.collective_timeout_s,
         ),
@@ -66,12 +70,15 @@ def build_trainer(
 
 
 class Stream:
-    """Batches for Lightning, once through; Lightning asks for an iterator twice, and only the second one is used."""
+    """Global batches for Lightning, once through; it asks for an iterator twice and uses only the second."""
 
-    def __init__(self, batches: Iterable[StudyBatch]) -> None:
-        """Take the batches of the rest of the run."""
-        self._batches = batches
+    def __init__(self, micros: Iterable[StudyBatch], accumulation: int) -> None:
+        """Take the micro-batches of the rest of the run, of which each step has `accumulation` in a row."""
+        self._micros = micros
+        self._accumulation = accumulation
 
-    def __iter__(self) -> Iterator[StudyBatch]:
-        """The batches; nothing is read before the first is asked for."""
-        yield from self._batches
+    def __iter__(self) -> Iterator[list[StudyBatch]]:
+        """The micro-batches of each step; nothing is read before the first is asked for."""
+        micros = iter(self._micros)
+        while group := list(itertools.islice(micros, self._accumulation)):
+            yield group

@@ -1,4 +1,4 @@
-"""Joining the process group before Lightning does, so that the ranks can agree on what to train before they build it."""
+"""Joining the process group before Lightning does, so that the ranks agree on what to train before they build it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from fm.config.trainer import Device
 def join(device: Device, timeout_s: int) -> None:
     """Join the group that the launcher's environment describes; alone where there is no launcher.
 
-    Call it before anything imports deepspeed: it chooses DeepSpeed's accelerator. Lightning's own call later finds the group up.
+    Call it before anything imports deepspeed: it chooses DeepSpeed's accelerator. Lightning's own call later finds
+    the group up.
 
     Args:
         device: cpu (gloo) or cuda (nccl), resolved.
@@ -24,7 +25,13 @@ def join(device: Device, timeout_s: int) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+        os.environ |= {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "RANK": "0",
+            "WORLD_SIZE": "1",
+            "LOCAL_RANK": "0",
+        }
     import deepspeed
     import torch
 

@@ -18,7 +18,9 @@ def resolve_device(config: TrainerConfig) -> Device:
     """
     available = torch.cuda.is_available()
     if config.device is Device.cuda and not available:
-        raise ConfigError("trainer.device=cuda, but torch sees no CUDA device: use trainer.device=auto, or run `fm doctor`")
+        raise ConfigError(
+            "trainer.device=cuda, but torch sees no CUDA device: use trainer.device=auto, or run `fm doctor`"
+        )
     if config.device is Device.auto:
         return Device.cuda if available else Device.cpu
     return config.device

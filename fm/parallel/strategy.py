@@ -70,7 +70,7 @@ class CpuEngineStrategy(EngineStrategy):
 
 @contextmanager
 def _broadcast_of_scalars() -> Iterator[None]:
-    """Let DeepSpeed broadcast zero-dimensional parameters: 0.19.8 views each weight as bytes, which fails for a scalar."""
+    """Let DeepSpeed broadcast scalar parameters: 0.19.8 views each weight as bytes, which fails for a scalar."""
     from deepspeed.runtime.engine import DeepSpeedEngine
 
     original = DeepSpeedEngine._broadcast_model
@@ -91,7 +91,14 @@ def _broadcast_of_scalars() -> Iterator[None]:
 
 
 def make_strategy(
-    *, stage: int, precision: Precision, device: Device, micro_batch_size: int, clip_norm: float, timeout_s: int
+    *,
+    stage: int,
+    precision: Precision,
+    device: Device,
+    micro_batch_size: int,
+    accumulation: int,
+    clip_norm: float,
+    timeout_s: int,
 ) -> EngineStrategy:
     """The strategy for one ZeRO stage, with its precision plugin.
 
@@ -100,6 +107,7 @@ def make_strategy(
         precision: fp32 or bf16, resolved.
         device: cpu or cuda, resolved.
         micro_batch_size: studies per rank and forward pass (DeepSpeed only counts with it).
+        accumulation: micro-batches per step; from two on, bf16 gradients are summed in float32.
         clip_norm: largest global gradient norm; 0 for none.
         timeout_s: seconds that a collective may wait.
     """
@@ -124,6 +132,7 @@ def make_strategy(
     }
     if precision is Precision.bf16:
         config["bf16"] = {"enabled": True, "check_grad_overflow": True}
+        if accumulation > 1:
+            config["data_types"] = {"grad_accum_dtype": "fp32"}
     options: dict[str, Any] = {"config": config, "precision_plugin": plugin, "timeout": timedelta(seconds=timeout_s)}
     return CpuEngineStrategy(**options, process_group_backend="gloo") if on_cpu else EngineStrategy(**options)
-

@@ -6,7 +6,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -43,8 +43,8 @@ EXPORT = "export"
 def pretrain(job: PretrainJob, run_dir: Path, attempt: str = "1") -> Outcome:
     """Train until the last step or a stop signal; every worker process calls it with the same arguments.
 
-    The run folder receives ``tokenizer/``, ``checkpoints/``, ``metrics.jsonl``, ``skipped.jsonl`` where steps were skipped,
-    ``verdict.json`` and, at the end, ``export/``. A folder with checkpoints is resumed.
+    The run folder receives ``tokenizer/``, ``checkpoints/``, ``metrics.jsonl``, ``skipped.jsonl`` where steps were
+    skipped, ``verdict.json`` and, at the end, ``export/``. A folder with checkpoints is resumed.
 
     Args:
         job: the configuration.
@@ -61,44 +61,57 @@ def pretrain(job: PretrainJob, run_dir: Path, attempt: str = "1") -> Outcome:
     join(device, job.trainer.collective_timeout_s)
     stop = StopFlag()
     stop.install()
-    manifest = Manifest.open(job.data.url)
-    dataset_id, manifest = manifest.dataset_id, manifest.select(split=job.data.split)
-    store = CheckpointStore(run_dir / CHECKPOINTS, job.trainer.keep_last)
+    try:
+        outcome, step = _train(job, run_dir, attempt, stop)
+    finally:
+        stop.restore()
+    _on_rank_0(lambda: _finish(job, run_dir, Verdict(attempt=attempt, outcome=outcome, step=step)))
+    return outcome
+
+
+def _train(job: PretrainJob, run_dir: Path, attempt: str, stop: StopFlag) -> tuple[Outcome, int]:
+    """How the attempt ended, and the step that is on disk."""
+    whole = Manifest.open(job.data.url)
+    manifest = whole.select(split=job.data.split)
+    accumulation = shares(job.data.global_batch_size, job.data.micro_batch_size, world_size()).accumulation
     tokenizer = _tokenizer(job, manifest, run_dir)
+    store = CheckpointStore(run_dir / CHECKPOINTS, job.trainer.keep_last)
     resumed = _on_rank_0(lambda: store.newest(job.trainer.resume is Resume.required))
     step = resumed[0] if resumed else 0
     if rank() == 0:
-        log.info("attempt %s: %s step %d of %d", attempt, "resumed at" if resumed else "starts at", step, job.max_steps)
-    stopped = False
-    if step < job.max_steps:
-        torch.manual_seed(job.seed)
-        student = build_student(job.model, job.objective, job.data, len(tokenizer))
-        module = _module(job, student)
-        keeper = Keeper(
-            config=job.trainer,
-            precision=resolve_precision(job.trainer).value,
-            store=store,
-            resume_from=resumed[1] if resumed else None,
-            dataset_id=dataset_id,
-            accept=job.data.accept,
-            stop=stop,
-            student=student,
+        log.info("attempt %s: %s step %d of %d", attempt, "resumes at" if resumed else "starts at", step, job.max_steps)
+    if step >= job.max_steps:
+        return Outcome.DONE, step
+    torch.manual_seed(job.seed)
+    student = build_student(job.model, job.objective, job.data, len(tokenizer))
+    module = _module(job, student)
+    precision = resolve_precision(job.trainer)
+    keeper = Keeper(
+        config=job.trainer,
+        precision=precision.value,
+        store=store,
+        resume_from=resumed[1] if resumed else None,
+        dataset_id=whole.dataset_id,
+        accept=job.data.accept,
+        stop=stop,
+        student=student,
+    )
+    trainer = build_trainer(
+        job.trainer,
+        device=resolve_device(job.trainer),
+        precision=precision,
+        clip_norm=job.optim.clip_norm,
+        micro_batch_size=job.data.micro_batch_size,
+        accumulation=accumulation,
+        callbacks=[_recorder(job, run_dir, attempt, step), keeper],
+    )
+    trainer.fit(module, Stream(_batches(job, manifest, tokenizer, student, step), accumulation))
+    if keeper.saved_step < module.completed_steps:
+        raise UserError(
+            f"step {module.completed_steps} is trained but could not be saved (see events.log): "
+            f"free disk space and run again, it goes on from step {keeper.saved_step}"
         )
-        trainer = build_trainer(
-            job.trainer,
-            device=device,
-            precision=resolve_precision(job.trainer),
-            clip_norm=job.optim.clip_norm,
-            micro_batch_size=job.data.micro_batch_size,
-            callbacks=[_recorder(job, run_dir, attempt, step), keeper],
-        )
-        trainer.fit(module, Stream(_batches(job, manifest, tokenizer, student, step)))
-        stopped, step = keeper.stopped and module.completed_steps < job.max_steps, keeper.saved_step
-        if not stopped and step < job.max_steps:
-            raise UserError(f"step {job.max_steps} is trained but could not be saved (see events.log); free disk space and run again")
-    outcome = Outcome.REQUEUE if stopped else Outcome.DONE
-    _on_rank_0(lambda: _finish(job, run_dir, Verdict(attempt=attempt, outcome=outcome, step=step)))
-    return outcome
+    return (Outcome.DONE if module.completed_steps >= job.max_steps else Outcome.REQUEUE), keeper.saved_step
 
 
 def _tokenizer(job: PretrainJob, manifest: Manifest, run_dir: Path) -> PreTrainedTokenizerFast:
@@ -143,7 +156,9 @@ def _recorder(job: PretrainJob, run_dir: Path, attempt: str, step: int) -> Recor
     )
 
 
-def _batches(job: PretrainJob, manifest: Manifest, tokenizer: PreTrainedTokenizerFast, student: StudentModule, step: int) -> Any:
+def _batches(
+    job: PretrainJob, manifest: Manifest, tokenizer: PreTrainedTokenizerFast, student: StudentModule, step: int
+) -> Any:
     depth, height, width = student.fm.config.patch_voxels
     return build_loader(
         manifest,
@@ -178,4 +193,4 @@ def _on_rank_0(action: Callable[[], T]) -> T:
     if error is not None:
         raise error
     barrier()
-    return value
+    return cast(T, value)
