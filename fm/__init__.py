@@ -1,7 +1,7 @@
 """Pretraining of 3D encoders on MRI studies and their reports.
 
-``fm.load_encoder(folder).embed("scan.nii.gz")`` embeds a scan; everything else lives in the packages below and is imported
-when asked for, so that ``import fm`` costs nothing.
+``fm.load_encoder(folder).embed("scan.nii.gz")`` embeds a scan. It is imported when asked for, so that ``import fm``
+costs nothing.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The types that data, models and objectives share.
 
-Shape legend: T tokens of the whole pack, P voxels per patch, S sequences (one per series view), B studies, L text tokens.
+Shape legend: T tokens of the whole pack, P voxels per patch, S sequences (one per series view), B studies, L text
+tokens.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class TextBatch:
     present_B: Tensor
     """(B,) bool: False where the study has no report; its row is padding and must carry no loss."""
     identity_B: Tensor
-    """(B,) int64: hash of the whole report text, before any augmentation; equal texts are no negatives of each other."""
+    """(B,) int64: hash of the whole report text before augmentation; equal texts are no negatives of each other."""
 
     def to(self, device: torch.device | str) -> TextBatch:
         """Move to a device."""

@@ -29,8 +29,8 @@ class Pick:
 class BatchPlan:
     """An endless stream of epochs, cut into global batches.
 
-    Each epoch is a permutation of all studies by (seed, epoch); batches are cut from the epochs laid end to end, so every study
-    comes once per epoch whatever the batch size. Nothing depends on ranks or workers, and nothing is remembered.
+    Each epoch is a permutation of all studies by (seed, epoch). Batches are cut from the epochs laid end to end, so
+    every study comes once per epoch whatever the batch size. Nothing depends on ranks or workers.
     """
 
     def __init__(self, keys: Sequence[str], seed: int, global_batch_size: int) -> None:
@@ -72,7 +72,7 @@ class BatchPlan:
 
 @dataclass(kw_only=True, slots=True)
 class Shares:
-    """How a global batch is dealt to ranks: `accumulation` micro-batches of `micro` studies for each of `world` ranks."""
+    """How a global batch is dealt: `accumulation` micro-batches of `micro` studies to each of `world` ranks."""
 
     world: int
     micro: int

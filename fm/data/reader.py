@@ -1,7 +1,8 @@
 """The loader: planned batches by ranged reads, as a webdataset pipeline.
 
-The first stage yields the plan of this rank's micro-batches, worker *w* of *n* every *n*th; reading, views and collation follow as
-ordinary webdataset stages. A sample that cannot be read leaves a hole (no tokens, weight zero) and shifts nothing.
+The first stage yields the plan of this rank's micro-batches, worker *w* of *n* every *n*th; reading, views and
+collation follow as ordinary webdataset stages. A sample that cannot be read leaves a hole (no tokens, weight zero) and
+shifts nothing.
 """
 
 from __future__ import annotations
@@ -201,7 +202,8 @@ class StudyReader:
             listed = ", ".join(self.bad[-10:])
             raise ReadError(
                 f"{self.manifest.url}: {len(self.bad)} of {self.seen} samples could not be read, more than "
-                f"data.max_bad_fraction={self.data.max_bad_fraction}; the last: {listed}; run fm verify url={self.manifest.url}"
+                f"data.max_bad_fraction={self.data.max_bad_fraction}; the last: {listed}; "
+                f"run fm verify url={self.manifest.url}"
             )
 
 

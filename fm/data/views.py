@@ -176,34 +176,40 @@ def _axes(image: SeriesImage, lattice: Lattice, draw: Draw) -> list[_Axis]:
             count = max(1, math.ceil((stop - origin) / patch - 1e-6))
         if i == 0:
             origin = math.floor(origin)
-        lo, weights = _filter(origin, step, count * size, image.stored.shape[i], box=i == 0)
+        lo, weights = _filter(origin, step, count * size, (low, high), box=i == 0)
         if i == 0 and factor > 1:
             # The mean of the slices that are there: a missing one must not darken its neighbours.
             weights *= image.stored[lo : lo + weights.shape[1]].any(axis=(1, 2))
             weights /= np.maximum(weights.sum(axis=1, keepdims=True), 1e-6)
-        centres = origin + (np.arange(count) + 0.5) * patch - 0.5
+        centres = np.asarray(origin + (np.arange(count) + 0.5) * patch - 0.5, dtype=np.float64)
         axes.append(_Axis(patches=count, lo=lo, weights=weights, centres=centres, spacing_mm=float(step * spacing[i])))
     return axes
 
 
-def _filter(origin: float, step: float, samples: int, size: int, *, box: bool) -> tuple[int, Float]:
-    """Rows of weights that sample an axis of `size` voxels at `origin + (j + ½) · step − ½`.
+def _filter(origin: float, step: float, samples: int, within: tuple[int, int], *, box: bool) -> tuple[int, Float]:
+    """Rows of weights that sample the voxels `within` (first, past the last) an axis at `origin + (j + ½) · step − ½`.
 
-    A triangle as wide as the coarser of the two spacings (linear interpolation upwards, anti-aliased downwards), or a box
-    of `step` whole voxels. Weights are relative to the full filter, so samples at the rim fade into air.
+    A triangle as wide as the coarser of the two spacings (linear interpolation upwards, anti-aliased downwards), or a
+    box of `step` whole voxels. Weights are relative to the full filter, so samples at the rim fade into air.
     """
     centre = origin + (np.arange(samples) + 0.5) * step - 0.5
     reach = step / 2 if box else max(1.0, step)
-    lo = int(max(0, min(size - 1, math.ceil(centre[0] - reach))))
-    hi = int(max(lo + 1, min(size, math.floor(centre[-1] + reach) + 1)))
-    distance = np.abs(centre[:, None] - np.arange(lo, hi)) / reach
+    first, past = within
+    lo = int(max(first, min(past - 1, math.ceil(centre[0] - reach))))
+    hi = int(max(lo + 1, min(past, math.floor(centre[-1] + reach) + 1)))
+    # Every row sums to one over the whole filter, cut or not: a triangle sampled at some phase does not by itself.
+    near = np.arange(math.floor(centre[0] - reach), math.ceil(centre[-1] + reach) + 1)
+    distance = np.abs(centre[:, None] - near) / reach
     raw = (distance < 1).astype(np.float64) if box else np.maximum(0, 1 - distance)
-    total = step if box else reach
-    return lo, (raw / total).astype(np.float32)
+    raw /= raw.sum(axis=1, keepdims=True)
+    weights = np.zeros((samples, hi - lo), np.float32)
+    seen = (near >= lo) & (near < hi)
+    weights[:, near[seen] - lo] = raw[:, seen]
+    return lo, weights
 
 
 def _levels(image: SeriesImage, draw: Draw) -> Float:
-    """What each stored integer becomes, less the −1 of air: normalised, gamma, gain. One look-up a voxel does it all."""
+    """What each stored integer becomes, less the −1 of air: normalised, gamma, gain; one look-up a voxel."""
     top = int(image.stored.max(initial=0))
     scanner = np.arange(top + 1, dtype=np.float32) * np.float32(image.scale) + np.float32(image.offset)
     share = (scanner - np.float32(image.low)) / np.float32(max(image.high - image.low, 1e-6))
@@ -239,7 +245,7 @@ def _noise_bank() -> Float:
 
 
 def _noise(count: int, rng: np.random.Generator) -> Float:
-    """`count` normal numbers from a fixed bank at a random place: drawing them afresh costs more than the rest of a view."""
+    """`count` normal numbers from a random place of a fixed bank: fresh ones cost more than the rest of a view."""
     bank = _noise_bank()
     if count >= bank.size:
         return rng.standard_normal(count, dtype=np.float32)

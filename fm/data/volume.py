@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fm.config.errors import UserError
-from fm.data.codec import MAX_VOXELS, decode_volume, encode_volume
+from fm.data.codec import MAX_VOXELS, decode_volume, encode_volume, read_header
 from fm.data.sample import Agent, Contrast, Plane, SampleError, SeriesMeta
 from fm.grid import (
     Box,
@@ -80,10 +80,10 @@ def from_sample(meta: SeriesMeta, payload: bytes, box: Box | None = None) -> Ser
     """
     whole = full_box(meta.shape)
     part = whole if box is None else box
+    found = read_header(payload).shape
+    if found != tuple(meta.shape):
+        raise SampleError(f"series {meta.name}: {found} voxels where the study says {tuple(meta.shape)}")
     stored = decode_volume(payload, box_slices(part))
-    expected = tuple(b - a for a, b in zip(*part, strict=True))
-    if stored.shape != expected:
-        raise SampleError(f"series {meta.name}: {stored.shape} voxels where the study says {expected}")
     affine = np.asarray(meta.affine, dtype=np.float64)
     valid = np.asarray(meta.slice_valid[part[0][0] : part[1][0]], dtype=bool)
     if not valid.all():

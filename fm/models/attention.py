@@ -38,13 +38,17 @@ def packed_attention(q_THC: Tensor, k_THC: Tensor, v_THC: Tensor, pack: Pack) ->
 def reference_attention(q_THC: Tensor, k_THC: Tensor, v_THC: Tensor, pack: Pack) -> Tensor:
     """One scaled-dot-product attention per sequence, exact on every device.
 
-    On a CPU this beats a padded batch: no masked work, and the flash kernel needs no mask.
+    On a CPU this beats a padded batch (no masked work, and the flash kernel needs no mask), and it computes in float32:
+    the CPU's bf16 flash backward takes four times as long (torch 2.13: 200 against 48 ms for 9,000 tokens).
     """
+    dtype = v_THC.dtype
+    if not v_THC.is_cuda:
+        q_THC, k_THC, v_THC = q_THC.float(), k_THC.float(), v_THC.float()
     parts = []
     for q, k, v in zip(*(x.split(pack.lengths) for x in (q_THC, k_THC, v_THC)), strict=True):
         out = F.scaled_dot_product_attention(*(x.transpose(0, 1).unsqueeze(0) for x in (q, k, v)))
         parts.append(out.squeeze(0).transpose(0, 1))
-    return torch.cat(parts) if parts else torch.zeros_like(q_THC)
+    return torch.cat(parts).to(dtype) if parts else torch.zeros_like(v_THC, dtype=dtype)
 
 
 def varlen_attention(q_THC: Tensor, k_THC: Tensor, v_THC: Tensor, pack: Pack) -> Tensor:

@@ -21,7 +21,7 @@ def build_model(
 
     Args:
         model: architecture.
-        data: its spacings and tissue threshold become part of the model's own configuration, so that an export is complete.
+        data: its spacings and tissue threshold become part of the model's own configuration: an export is complete.
         vocab_size: entries of the tokenizer.
         initial_temperature: start of the learnt contrastive temperature.
         initial_bias: start of the learnt contrastive bias.

@@ -1,11 +1,11 @@
-"""The configuration that travels with exported weights: architecture and preprocessing, so that an export is complete."""
+"""The configuration that travels with exported weights: architecture and preprocessing, so an export is complete."""
 
 from __future__ import annotations
 
 from transformers import PreTrainedConfig
 
 
-class FmConfig(PreTrainedConfig):  # type: ignore[misc]
+class FmConfig(PreTrainedConfig):
     """Architecture of :class:`fm.models.FmModel` and the lattice its input is resampled to.
 
     The fields mean what the fields of the same name in :class:`fm.config.model.VitTextConfig` and

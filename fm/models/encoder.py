@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar
 
 from fm.config.errors import UserError
 from fm.data.text import text_batch
@@ -46,7 +47,8 @@ class Encoder:
     """A frozen model with its tokenizer."""
 
     def __init__(self, model: FmModel, tokenizer: PreTrainedTokenizerFast | None = None) -> None:
-        self.model = model.eval().requires_grad_(False)
+        model.train(False)
+        self.model = model.requires_grad_(False)
         self.tokenizer = tokenizer
 
     @property
@@ -117,6 +119,7 @@ class Encoder:
 
     def save(self, folder: str | Path) -> None:
         """Write safetensors, configuration and tokenizer: a folder that :func:`load_encoder` reads."""
+        disable_progress_bar()  # loading takes a second, and the bars break our own progress line
         self.model.save_pretrained(str(folder))
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(str(folder))
@@ -131,6 +134,7 @@ def load_encoder(folder: str | Path, device: str = "cpu") -> Encoder:
     path = Path(folder)
     if not (path / "config.json").is_file() or not any(path.glob("*.safetensors")):
         raise EncoderError(f"{folder}: no encoder there (config.json and *.safetensors); make one with fm export")
+    disable_progress_bar()  # loading takes a second, and the bars break our own progress line
     try:
         config = FmConfig.from_pretrained(str(path), local_files_only=True)
         model = FmModel.from_pretrained(
@@ -141,7 +145,8 @@ def load_encoder(folder: str | Path, device: str = "cpu") -> Encoder:
             f"{folder}: not a readable encoder ({type(err).__name__}: {str(err).splitlines()[0]})"
         ) from err
     tokenizer = load_tokenizer(path) if (path / "tokenizer.json").is_file() else None
-    return Encoder(model.to(device), tokenizer)
+    torch.nn.Module.to(model, torch.device(device))
+    return Encoder(model, tokenizer)
 
 
 def untrained_like(encoder: Encoder, seed: int) -> Encoder:
@@ -149,7 +154,8 @@ def untrained_like(encoder: Encoder, seed: int) -> Encoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = FmModel(FmConfig.from_dict(encoder.model.config.to_dict()))
-    return Encoder(model.to(encoder.model.device), encoder.tokenizer)
+    torch.nn.Module.to(model, encoder.model.device)
+    return Encoder(model, encoder.tokenizer)
 
 
 def _mean_max(x_ND: Tensor, segment_N: Tensor, segments: int) -> tuple[Tensor, Tensor]:

@@ -55,8 +55,8 @@ class ContrastScale(nn.Module):
         return self.log_scale.float().clamp(max=math.log(self.max_scale)).exp(), self.bias.float()
 
 
-class FmModel(PreTrainedModel):  # type: ignore[misc]
-    """Frozen-feature encoder of MRI studies and reports; loads with ``AutoModel.from_pretrained`` after ``import fm.models``."""
+class FmModel(PreTrainedModel):
+    """Encoder of MRI studies and reports; after ``import fm.models``, ``AutoModel.from_pretrained`` loads it."""
 
     config_class = FmConfig
     base_model_prefix = "fm"
@@ -72,11 +72,11 @@ class FmModel(PreTrainedModel):  # type: ignore[misc]
         self.text = TextEncoder(config)
         self.text_projection = nn.Linear(config.text_dim, config.embed_dim, bias=False)
         self.scale = ContrastScale(config)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Linear maps N(0, 1/fan-in), tokens and embeddings N(0, 0.02²); depth is tamed by LayerScale or by 1/√(2·depth)."""
+        """Linear maps N(0, 1/fan-in), embeddings and prefix tokens N(0, 0.02²), norms 1, biases 0."""
         if isinstance(module, nn.Linear):
             normal_(module.weight, std=module.in_features**-0.5)
             if module.bias is not None:

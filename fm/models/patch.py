@@ -24,7 +24,7 @@ class LinearStem(nn.Module):
 class ConvStem(nn.Module):
     """Two non-overlapping convolutions: cells within the patch share weights, then all cells of the patch are mapped.
 
-    Written as linear maps of reshaped patches: the same numbers as ``Conv3d(stride=kernel)``, and no slow small kernels.
+    Written as linear maps of reshaped patches: the numbers of ``Conv3d(stride=kernel)`` without slow small kernels.
     """
 
     def __init__(

@@ -33,4 +33,5 @@ class GatedPool(nn.Module):
         value_NHC = self.value(tokens_ND).float().unflatten(1, (self.heads, -1))
         weighted = (value_NHC * weight_NH.unsqueeze(2)).flatten(1)
         pooled = weighted.new_zeros(segments, weighted.shape[1]).index_add(0, segment_N, weighted)
-        return pooled.to(tokens_ND.dtype)
+        result: Tensor = pooled.to(tokens_ND.dtype)
+        return result

@@ -25,8 +25,8 @@ def phases(position_T3: Tensor, count: int, shortest: float, longest: float) -> 
 def rotary_table(position_T3: Tensor, head_dim: int, shortest: float, longest: float, dtype: torch.dtype) -> Tensor:
     """(2, T, 1, head_dim): cosines, then sines, for :func:`rotate`.
 
-    Each axis turns ``head_dim // 6`` pairs of channels; the channels left over stay as they are (angle zero). A token at
-    the origin (class token, registers) is not turned.
+    Each axis turns ``head_dim // 6`` pairs of channels; the channels left over stay as they are (angle zero). A token
+    at the origin (class token, registers) is not turned.
     """
     angle = phases(position_T3, head_dim // 6, shortest, longest)
     angle = torch.nn.functional.pad(angle, (0, head_dim // 2 - angle.shape[1]))

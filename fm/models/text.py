@@ -25,7 +25,6 @@ class TextEncoder(nn.Module):
                 type_vocab_size=1,
                 hidden_dropout_prob=0.0,
                 attention_probs_dropout_prob=0.0,
-                attn_implementation="sdpa",
             ),
             add_pooling_layer=False,
         )
@@ -36,4 +35,5 @@ class TextEncoder(nn.Module):
         mask[:, 0] = True
         hidden_BLD = self.bert(input_ids=text.ids_BL, attention_mask=mask.long()).last_hidden_state
         weight_BL1 = text.mask_BL.unsqueeze(2).to(hidden_BLD.dtype)
-        return (hidden_BLD * weight_BL1).sum(1) / weight_BL1.sum(1).clamp(min=1)
+        pooled: Tensor = (hidden_BLD * weight_BL1).sum(1) / weight_BL1.sum(1).clamp(min=1)
+        return pooled

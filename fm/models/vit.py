@@ -160,7 +160,7 @@ class VisionTransformer(nn.Module):
             self.config.dim // self.config.heads,
             self.config.rope_min_period_mm,
             self.config.rope_max_period_mm,
-            x_ND.dtype,
+            x_ND.dtype if x_ND.is_cuda else torch.float32,
         )
         pack = Pack.of([n + prefix_length for n in lengths], device)
         for block in self.blocks:

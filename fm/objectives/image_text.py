@@ -47,8 +47,8 @@ def siglip_loss(
 ) -> Tensor:
     """Pairwise sigmoid loss (SigLIP, arXiv 2303.15343); scalar.
 
-    Loop form: ``−Σ_{candidates i, j} log sigmoid(± (scale · image[i]·text[j] + bias)) / rows``, + for positives, − for the rest;
-    `rows` counts the images that have a positive.
+    Loop form: ``−Σ_{candidates i, j} log sigmoid(± (scale · image[i]·text[j] + bias)) / rows``, + for positives, − for
+    the rest; `rows` counts the images that have a positive.
     """
     logits_BB = scale * (image_BE.float() @ text_BE.float().T) + bias
     sign_BB = positive_BB.to(logits_BB.dtype) * 2 - 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import product
 
 import torch
@@ -10,18 +9,11 @@ from torch import Tensor, nn
 
 from fm.batch import StudyBatch
 from fm.config.objective import JointConfig, TextLoss
+from fm.objectives.gathering import Gather, gather_rows, local_gather
 from fm.objectives.image_text import candidates, clip_loss, positives, siglip_loss
 from fm.objectives.koleo import koleo
 from fm.objectives.self_distillation import cross_entropy, teacher_targets
-from fm.objectives.student import StudentModule, StudentOutput
-
-Gather = Callable[[Tensor], Tensor]
-"""Rows of all ranks, in rank order; see :mod:`fm.objectives`."""
-
-
-def local_gather(x: Tensor) -> Tensor:
-    """The gather of a single process."""
-    return x
+from fm.objectives.student import StudentOutput
 
 
 class JointObjective(nn.Module):
@@ -41,7 +33,7 @@ class JointObjective(nn.Module):
         """Loss and report of one rank's share of a batch; never logs.
 
         Args:
-            student: a :class:`StudentModule`, or what wraps one.
+            student: a :class:`fm.objectives.StudentModule`, or what wraps one.
             teacher: the EMA copy.
             batch: every view holds the same series in the same order.
             gather: rows of all ranks.
@@ -55,14 +47,14 @@ class JointObjective(nn.Module):
         student_out: StudentOutput = student(
             {name: batch.views[name] for name in names}, batch.size, align, batch.text if align else None
         )
-        # Every logit enters with weight zero, so that every parameter has a gradient on every rank, whatever is missing.
+        # Logits enter with weight zero: every parameter has a gradient on every rank, whatever is missing.
         loss = torch.stack([x.sum() for x in student_out.logits.values()]).sum() * 0
         report: dict[str, Tensor] = {}
         if config.self_distillation_weight > 0:
             part = self._self_distillation(student_out, teacher, batch, gather, report)
             loss = loss + config.self_distillation_weight * part
         if config.koleo_weight > 0:
-            spread = torch.stack([koleo(x) for x in student_out.class_tokens.values()]).mean()
+            spread = torch.stack([koleo(gather_rows(x, gather)) for x in student_out.class_tokens.values()]).mean()
             report["koleo"] = spread.detach()
             loss = loss + config.koleo_weight * spread
         if align is not None:
@@ -133,6 +125,3 @@ class JointObjective(nn.Module):
         report["image_text_top1"] = hit_B.float().sum() / present_B.sum().clamp(min=1)
         report["contrast_scale"] = student_out.scale.detach()
         return loss
-
-
-__all__ = ["Gather", "JointObjective", "StudentModule", "local_gather"]

@@ -11,7 +11,7 @@ def koleo(x_SD: Tensor, epsilon: float = 1e-8) -> Tensor:
     """Mean over rows of −log of the distance to the nearest other row, after scaling rows to unit length; scalar.
 
     Loop form: ``mean_s −log(min_{t ≠ s} ‖x[s] − x[t]‖ + epsilon)``. Fewer than two rows give 0: it breaks at batch 1
-    (dinov2 issue 492). Neighbours are sought within a rank, as in DINOv2.
+    (dinov2 issue 492). Give it the rows of all ranks, so that neighbours are sought in the whole batch.
     """
     if x_SD.shape[0] < 2:
         return x_SD.float().sum() * 0

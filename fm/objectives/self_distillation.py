@@ -18,8 +18,9 @@ def sinkhorn_targets(
 ) -> Tensor:
     """(S, K) teacher targets by Sinkhorn–Knopp over the series of all ranks (SwAV, arXiv 2006.09882; DINOv2).
 
-    Loop form, with ``q[s][k] = exp(cosine[s][k] / temperature)``: repeat { divide each column k by its sum over all s and by K;
-    divide each row s by its sum }. Rows end as distributions, columns share the batch evenly. Only (1, K) sums travel.
+    Loop form, with ``q[s][k] = exp(cosine[s][k] / temperature)``: repeat { divide each column k by its sum over all s
+    and by K; divide each row s by its sum }. Rows end as distributions, columns share the batch evenly. Only (1, K)
+    sums travel between ranks.
     """
     logits = cosine_SK.float() / temperature
     # Unit cosines bound the logits by 1 / temperature, so one global shift keeps exp() in range on every rank alike.
