@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -87,20 +88,39 @@ def convert(headers: Sequence[Header], binary: str, timeout_s: float) -> list[Vo
 
 
 def _run(headers: Sequence[Header], folder: Path, binary: str, timeout_s: float) -> None:
-    """Run dcm2niix on links to the files: their own names and folders may name a patient."""
-    source, out = folder / "in", folder / "out"
-    source.mkdir()
+    """Run dcm2niix on exactly these files.
+
+    It runs inside a folder that holds them and nothing else (their own, or one of links), so that no path, which may
+    name a patient, shows in the process list.
+    """
+    out = folder / "out"
     out.mkdir()
-    for number, header in enumerate(headers):
-        os.symlink(os.path.abspath(header.path), source / f"{number:06d}.dcm")
-    command = [binary, "-b", "n", "-z", "n", "-m", "y", "-f", "v", "-o", str(out), str(source)]
+    source = Path(os.path.abspath(headers[0].path)).parent
+    if sorted(os.path.abspath(header.path) for header in headers) != sorted(str(path) for path in source.iterdir()):
+        source = folder / "in"
+        source.mkdir()
+        for number, header in enumerate(headers):
+            os.symlink(os.path.abspath(header.path), source / f"{number:06d}.dcm")
+    command = [binary, "-b", "n", "-z", "n", "-m", "y", "-d", "0", "-f", "v", "-o", str(out), "."]
+    # its messages name patients: nobody reads them
+    process = subprocess.Popen(command, cwd=source, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    # waiting with a timeout polls in steps of up to 50 ms, longer than most conversions; so a timer ends it instead
+    timed_out = threading.Event()
+
+    def end() -> None:
+        timed_out.set()
+        process.kill()
+
+    timer = threading.Timer(timeout_s, end)
+    timer.start()
     try:
-        # its messages name patients: nobody reads them
-        subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=timeout_s, check=False)
-    except subprocess.TimeoutExpired:
-        raise QuarantineError(Reason.CONVERTER_TIMEOUT) from None
+        process.wait()
+    finally:
+        timer.cancel()
+    if timed_out.is_set():
+        raise QuarantineError(Reason.CONVERTER_TIMEOUT)
     if shutil.disk_usage(folder).free < _LOW_SPACE:
-        raise OSError(errno.ENOSPC, "no space left for temporary files", str(folder.parent))
+        raise OSError(errno.ENOSPC, "no space left for temporary files")
 
 
 def _load(path: Path, grid: Grid | None, header: Header) -> list[Volume]:

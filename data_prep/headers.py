@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import pydicom
 from pydicom.datadict import tag_for_keyword
-from pydicom.dataelem import RawDataElement
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag
 from pydicom.uid import UID
@@ -43,9 +43,11 @@ _IMAGE_CLASSES = {MR_IMAGE, ENHANCED_MR, LEGACY_ENHANCED_MR}
 _DICOMDIR = "1.2.840.10008.1.3.10"
 _SUFFIXES = {".dcm", ".ima", ".dic", ".dicom", ".mr"}
 
-_SHARED_TAGS = [*SCAN_TAGS, *PEOPLE_TAGS, *NUMBER_TAGS, *PLACE_TAGS, *DATE_TAGS, *OTHER_TAGS]
-_SHARED_NUMBERS = [*(BaseTag(tag_for_keyword(name) or 0) for name in _SHARED_TAGS), *PRIVATE_B_VALUES]
-_TAGS: list[Any] = [*_SHARED_NUMBERS, *SLICE_TAGS]
+_SLICE_NUMBERS = frozenset(BaseTag(tag_for_keyword(name) or 0) for name in SLICE_TAGS)
+_TAGS: list[Any] = [
+    *(SCAN_TAGS + PEOPLE_TAGS + NUMBER_TAGS + PLACE_TAGS + DATE_TAGS + OTHER_TAGS + SLICE_TAGS),
+    *PRIVATE_B_VALUES,
+]
 _CACHE_SIZE = 64
 
 
@@ -196,7 +198,7 @@ class HeaderReader:
             raise QuarantineError(Reason.BAD_HEADER) from None
 
     def _shared(self, ds: Dataset) -> _Shared | Rule:
-        raw = tuple(_raw(ds, tag) for tag in _SHARED_NUMBERS)
+        raw = tuple((tag, _raw(element)) for tag, element in ds.items() if tag not in _SLICE_NUMBERS)
         found = self._cache.get(raw)
         if found is None:
             found = _left_out(ds) or _shared(ds)
@@ -206,12 +208,11 @@ class HeaderReader:
         return found
 
 
-def _raw(ds: Dataset, tag: BaseTag) -> Any:
-    """An element's bytes as they stand in the file; sequences never match one another."""
-    if tag not in ds:
-        return None
-    element = ds.get_item(tag)
-    return element.value if isinstance(element, RawDataElement) and isinstance(element.value, bytes) else object()
+def _raw(element: DataElement | RawDataElement) -> Any:
+    """An element as it stands in the file, in a form that compares; sequences never match one another."""
+    if isinstance(element, RawDataElement):
+        return element.value if isinstance(element.value, bytes) else None
+    return object() if element.VR == "SQ" else str(element.value)
 
 
 def silence_pydicom() -> None:

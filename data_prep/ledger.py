@@ -5,10 +5,14 @@ Items appear by keyed id only; the table from id to path is a restricted file be
 
 from __future__ import annotations
 
+import errno
 from collections import Counter
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import Any
+
+NO_SPACE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+"""Error numbers of a disk, quota or file size limit that is full: the run stops, nothing is quarantined for it."""
 
 
 class Reason(StrEnum):

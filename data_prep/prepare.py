@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
@@ -23,10 +22,10 @@ from data_prep.convert import converter
 from data_prep.headers import Header, silence_pydicom
 from data_prep.inventory import Inventory, take_inventory
 from data_prep.keys import Keyring, default_key_file, open_keyring, write_link_table
-from data_prep.ledger import Entry, Reason, Tally
+from data_prep.ledger import NO_SPACE, Entry, Reason, Tally
 from data_prep.pool import Workers
 from data_prep.shards import ShardBuilder, ShardStore
-from data_prep.study import StudyJob, StudyResult, process_study
+from data_prep.study import StudyJob, guarded_study, lost_study
 from data_prep.summary import PrepareSummary, count_reasons
 from data_prep.tables import Linked, file_hash, label_values, link, read_table
 from fm.config.errors import UserError
@@ -37,7 +36,6 @@ VERSION = "1"
 """Version of the preparation; recorded in the manifest."""
 SUMMARY = "prepare.json"
 QUARANTINE = "quarantine.jsonl"
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 log = logging.getLogger(__name__)
 
 
@@ -193,7 +191,7 @@ def _make(inputs: _Inputs, binary: str, pool: Workers, bar: Progress) -> Prepare
         _convert_all(store, _jobs(inputs, binary), pool, inputs.config, bar)
         summary = _publish(store, inputs)
     except OSError as err:
-        if err.errno in _NO_SPACE:
+        if err.errno in NO_SPACE:
             raise UserError(store.full()) from err
         raise
     shutil.rmtree(work)
@@ -231,41 +229,13 @@ def _convert_all(
     builder = ShardBuilder(store, config.shard_mib * 2**20)
     task = bar.add_task("converting studies", total=len(jobs), completed=len(jobs) - len(open_jobs))
     told = time.monotonic()
-    for result in pool.ordered(_guarded, open_jobs, partial(_lost, reason=Reason.WORKER_DIED)):
+    for result in pool.ordered(guarded_study, open_jobs, partial(lost_study, reason=Reason.WORKER_DIED)):
         builder.add(result)
         bar.advance(task)
         if bar.disable and time.monotonic() - told > 10:
             told = time.monotonic()
             print(f"converted {int(bar.tasks[task].completed)} of {len(jobs)} studies", file=sys.stderr, flush=True)
     builder.finish()
-
-
-def _guarded(job: StudyJob) -> StudyResult:
-    """Process a study; whatever goes wrong in it costs that study alone (a full disk stops the run)."""
-    try:
-        return process_study(job)
-    except MemoryError:
-        return _lost(job, Reason.OUT_OF_MEMORY)
-    except Exception as err:
-        if isinstance(err, OSError) and err.errno in _NO_SPACE:
-            raise UserError(
-                "no space left for temporary files: free some, or set TMPDIR to a larger disk, and run the same "
-                "command again; it goes on"
-            ) from None
-        # the message may quote a header, so only its kind and place are told
-        trace = err.__traceback__
-        while trace is not None and trace.tb_next is not None:
-            trace = trace.tb_next
-        place = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace is not None else "?"
-        print(f"study {job.key}: left out after {type(err).__name__} in {place}", file=sys.stderr, flush=True)
-        return _lost(job, Reason.INTERNAL)
-
-
-def _lost(job: StudyJob, reason: Reason) -> StudyResult:
-    """A study of which nothing could be had; its files are accounted for."""
-    item = job.keyring.item("study", job.key)
-    entry = Entry(item=item, kind="study", reason=reason, files=len(job.headers), study=job.key)
-    return StudyResult(key=job.key, patient=job.patient, members={}, tally=Tally(entries=[entry]))
 
 
 def _publish(store: ShardStore, inputs: _Inputs) -> PrepareSummary:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -13,11 +15,12 @@ from data_prep import deid
 from data_prep.convert import Volume, convert
 from data_prep.headers import Header, Scan
 from data_prep.keys import Keyring
-from data_prep.ledger import Entry, QuarantineError, Reason, Rule, Tally
+from data_prep.ledger import NO_SPACE, Entry, QuarantineError, Reason, Rule, Tally
 from data_prep.normalise import encode_series
 from data_prep.sequences import recognise, region_of
 from data_prep.stacks import Stack, drop_duplicates, shell_of, split_series
 from data_prep.text import clean_report
+from fm.config.errors import UserError
 from fm.config.prepare import Gaps, PrepareConfig, Volumes
 from fm.data.sample import Agent, Contrast, LabelValue, Report, SeriesMeta, StudyMeta, to_json
 
@@ -81,6 +84,34 @@ class _Sample:
         """Note a part of the study that is left out."""
         keyed = self.job.keyring.item(*item)
         self.tally.entries.append(Entry(item=keyed, kind="series", reason=reason, files=files, study=self.job.key))
+
+
+def guarded_study(job: StudyJob) -> StudyResult:
+    """Process a study; whatever goes wrong in it costs that study alone (a full disk stops the run)."""
+    try:
+        return process_study(job)
+    except MemoryError:
+        return lost_study(job, Reason.OUT_OF_MEMORY)
+    except Exception as err:
+        if isinstance(err, OSError) and err.errno in NO_SPACE:
+            raise UserError(
+                "no space left for temporary files: free some, or set TMPDIR to a larger disk, and run the same "
+                "command again; it goes on"
+            ) from None
+        # the message may quote a header, so only its kind and place are told
+        trace = err.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        place = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace is not None else "?"
+        print(f"study {job.key}: left out after {type(err).__name__} in {place}", file=sys.stderr, flush=True)
+        return lost_study(job, Reason.INTERNAL)
+
+
+def lost_study(job: StudyJob, reason: Reason) -> StudyResult:
+    """A study of which nothing could be had; its files are accounted for."""
+    item = job.keyring.item("study", job.key)
+    entry = Entry(item=item, kind="study", reason=reason, files=len(job.headers), study=job.key)
+    return StudyResult(key=job.key, patient=job.patient, members={}, tally=Tally(entries=[entry]))
 
 
 def process_study(job: StudyJob) -> StudyResult:
