@@ -119,9 +119,7 @@ def instantiate(atlas: AbdomenAtlas, shape: AbdomenShape, rng: np.random.Generat
     grid = atlas.grid
     scale = tuple(shape.size * p for p in shape.proportion)
     warped = warped_coordinates(rng, grid, (scale[0], scale[1], scale[2]), amplitude_mm=3.0)
-    index = np.stack(
-        [(w.reshape(-1) - o) / grid.step_mm for w, o in zip(warped, grid.origin, strict=True)]
-    )
+    index = np.stack([(w.reshape(-1) - o) / grid.step_mm for w, o in zip(warped, grid.origin, strict=True)])
     codes = nearest(atlas.codes, index).reshape(grid.shape)
     parts = np.zeros(grid.shape, np.uint8)
     for name, code in KIDNEY.items():

@@ -76,7 +76,10 @@ def build_atlas(step_mm: float) -> HeadAtlas:
         grid=grid,
         codes=_paint(grid, hull & ~_skull_base(brain, grid, step_mm), outside, step_mm),
         maps=np.stack(
-            [m.reshape(-1) for m in (white, grey, _signed_distance(ventricle, step_mm), _signed_distance(fluid, step_mm))],
+            [
+                m.reshape(-1)
+                for m in (white, grey, _signed_distance(ventricle, step_mm), _signed_distance(fluid, step_mm))
+            ],
             axis=1,
         ),
     )
@@ -146,7 +149,7 @@ def _outline(grid: Grid, outside: Floats, step_mm: float) -> NDArray[np.bool_]:
     nose = (ellipsoid(axes, (0, 97, -50), (13, 13, 17)) < 1) | (ellipsoid(axes, (0, 91, -34), (8, 10, 16)) < 1)
     cheeks = ellipsoid(axes, (0, 30, -70), (68, 42, 36)) < 1
     neck = (ellipsoid((axes[0], y, np.zeros_like(z)), (0, -34, 0), (60, 62, 1)) < 1) & (z < -44)
-    ears = (ellipsoid((np.abs(axes[0]), y, z), (80, -20, -38), (9, 15, 26)) < 1)
+    ears = ellipsoid((np.abs(axes[0]), y, z), (80, -20, -38), (9, 15, 26)) < 1
     body = (outside < 14) | face | nose | cheeks | neck | ears
     blurred = ndimage.gaussian_filter(body.astype(np.float32), 3.5 / step_mm)
     return np.asarray((blurred > 0.5) | (outside < 13) | nose)
@@ -199,9 +202,7 @@ def instantiate(atlas: HeadAtlas, shape: HeadShape, rng: np.random.Generator) ->
     grid = atlas.grid
     scale = tuple(shape.size * p for p in shape.proportion)
     warped = warped_coordinates(rng, grid, (scale[0], scale[1], scale[2]), amplitude_mm=1.6)
-    index = np.stack(
-        [(w.reshape(-1) - o) / grid.step_mm for w, o in zip(warped, grid.origin, strict=True)]
-    )
+    index = np.stack([(w.reshape(-1) - o) / grid.step_mm for w, o in zip(warped, grid.origin, strict=True)])
     codes = nearest(atlas.codes, index)
     mixed = np.flatnonzero(codes == INTRACRANIAL)
     weights, ventricle = _matter(atlas, index[:, mixed], warped, mixed, shape)
@@ -214,9 +215,7 @@ def instantiate(atlas: HeadAtlas, shape: HeadShape, rng: np.random.Generator) ->
         if full:
             parts[cavity] = MASK_LABELS["sinus_opacification"]
     kind = weights.argmax(axis=0)
-    parts[mixed] = np.where(
-        kind == 0, MASK_LABELS["white_matter"], np.where(kind == 1, MASK_LABELS["grey_matter"], 0)
-    )
+    parts[mixed] = np.where(kind == 0, MASK_LABELS["white_matter"], np.where(kind == 1, MASK_LABELS["grey_matter"], 0))
     parts[mixed[(kind == 2) & ventricle]] = MASK_LABELS["ventricle"]
     codes[mixed] = Tissue.CSF
     return TissueMap(grid, codes.reshape(grid.shape), mixed, weights, parts.reshape(grid.shape))

@@ -13,6 +13,9 @@ from data_prep.phantom.anatomy_head import LOBES, lobe_of
 from data_prep.phantom.tissue import Tissue
 from data_prep.phantom.volume import MASK_LABELS, Floats, Grid, Layer, TissueMap, smooth_noise, smoothstep
 
+Layers = list[Layer]
+Point = NDArray[np.float64]
+
 
 class LesionKind(StrEnum):
     """Kinds of lesion, by region."""
@@ -38,7 +41,7 @@ SITES = {
 }
 """Lobes or organs that a kind of lesion may lie in."""
 
-STRENGTH = {"easy": 1.0, "medium": 0.65, "hard": 0.4}
+STRENGTH = {"easy": 1.0, "medium": 0.6, "hard": 0.33}
 """How far a lesion's tissue replaces the normal one, by grade."""
 
 SIZE_MM = {
@@ -46,6 +49,9 @@ SIZE_MM = {
     "full": {"easy": (15.0, 45.0), "medium": (8.0, 15.0), "hard": (4.0, 9.0)},
 }
 """Range of diameters by resolution and grade; the demo's thick voxels need larger ones."""
+
+PLAQUE_SHARE = 0.62
+"""The largest of a cluster of plaques, relative to other lesions of the grade."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,9 +89,7 @@ def candidates(anatomy: TissueMap, plan: LesionPlan) -> NDArray[np.intp]:
     # The centroid of what is left after clipping must stay on its side through pose and warp.
     lateral = sign * x > max(15.0, 0.36 * plan.size_mm)
     if plan.site in LOBES:
-        inside = np.isin(anatomy.parts, (MASK_LABELS["white_matter"],)) & (
-            lobe_of(x, y, z) == LOBES.index(plan.site)
-        )
+        inside = np.isin(anatomy.parts, (MASK_LABELS["white_matter"],)) & (lobe_of(x, y, z) == LOBES.index(plan.site))
     elif plan.site == "liver":
         inside = _deep(anatomy, MASK_LABELS["liver"], 0.3 * plan.size_mm)
     else:
@@ -184,6 +188,13 @@ def _brain(anatomy: TissueMap, blob: _Blob) -> Floats:
     return _share(anatomy, blob, (MASK_LABELS["white_matter"], MASK_LABELS["grey_matter"]))
 
 
+def _in_brain(anatomy: TissueMap, spot: Point) -> bool:
+    index = np.rint((spot - np.asarray(anatomy.grid.origin)) / anatomy.grid.step_mm).astype(int)
+    if (index < 0).any() or (index >= anatomy.grid.shape).any():
+        return False
+    return int(anatomy.parts[tuple(index)]) in (MASK_LABELS["white_matter"], MASK_LABELS["grey_matter"])
+
+
 def _edge(size_mm: float) -> float:
     """Width of a lesion's margin in radii: about 2 mm."""
     return min(0.5, 4.0 / size_mm)
@@ -194,10 +205,6 @@ def _oedema(anatomy: TissueMap, blob: _Blob, reach: float, strength: float) -> L
     white = _share(anatomy, blob, (MASK_LABELS["white_matter"],))
     cover = np.asarray(blob.within(reach, 0.35) * np.clip(white, 0, 1), np.float32)
     return Layer(blob.box, Tissue.OEDEMA, cover, MASK_LABELS["oedema"], min(1.0, 1.15 * strength))
-
-
-Layers = list[Layer]
-Point = NDArray[np.float64]
 
 
 def _tumour(anatomy: TissueMap, rng: np.random.Generator, centre: Point, size: float, strength: float) -> Layers:
@@ -226,13 +233,12 @@ def _stroke(anatomy: TissueMap, rng: np.random.Generator, centre: Point, size: f
 
 def _plaques(anatomy: TissueMap, rng: np.random.Generator, centre: Point, size: float, strength: float) -> Layers:
     """One confluent plaque and several satellites in the white matter of one lobe."""
-    main = max(0.62 * size, 15.0)
     layers = []
     for k in range(int(rng.integers(5, 9))):
-        diameter = main if k == 0 else main * float(rng.uniform(0.35, 0.6))
-        shift = np.zeros(3) if k == 0 else rng.normal(0, 0.62 * size, 3) * (0.55, 1.0, 0.7)
+        diameter = size if k == 0 else size * float(rng.uniform(0.35, 0.6))
+        shift = np.zeros(3) if k == 0 else rng.normal(0, 0.95 * size, 3) * (0.55, 1.0, 0.7)
         spot = centre + shift
-        if np.sign(spot[0]) != np.sign(centre[0]) or abs(spot[0]) < 9:
+        if np.sign(spot[0]) != np.sign(centre[0]) or abs(spot[0]) < 9 or not _in_brain(anatomy, spot):
             continue
         blob = _blob(anatomy.grid, rng, spot, diameter, roughness=0.06, stretch=1.2)
         white = _share(anatomy, blob, (MASK_LABELS["white_matter"],)) if k else _brain(anatomy, blob)

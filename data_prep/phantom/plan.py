@@ -9,12 +9,12 @@ from statistics import NormalDist
 import numpy as np
 from pydicom.uid import generate_uid
 
-from data_prep.phantom.lesions import ABDOMEN_KINDS, HEAD_KINDS, SITES, SIZE_MM, LesionPlan
+from data_prep.phantom.lesions import ABDOMEN_KINDS, HEAD_KINDS, PLAQUE_SHARE, SITES, SIZE_MM, LesionKind, LesionPlan
 from data_prep.phantom.names import person
 from data_prep.phantom.signal import Weighting
 from data_prep.phantom.sites import SITES as SCANNERS
 from data_prep.phantom.sites import draw_protocol
-from fm.config.phantom import Confound, PhantomConfig
+from fm.config.phantom import Confound, PhantomConfig, Resolution
 
 UNIT = NormalDist()
 LARGEST_MM = 46.0
@@ -126,19 +126,17 @@ def _lesion(rng: np.random.Generator, head: bool, config: PhantomConfig) -> Lesi
     site = SITES[kind][int(rng.integers(len(SITES[kind])))]
     rank = float(rng.random())
     grade = (
-        "easy"
-        if rank < config.easy_share
-        else "medium"
-        if rank < config.easy_share + config.medium_share
-        else "hard"
+        "easy" if rank < config.easy_share else "medium" if rank < config.easy_share + config.medium_share else "hard"
     )
     low, high = SIZE_MM[config.resolution.value][grade]
+    share = PLAQUE_SHARE if kind is LesionKind.PLAQUES else 1.0
+    floor = 15.0 if config.resolution is Resolution.demo else 3.0
     return LesionPlan(
         kind=kind,
         side=("left", "right")[int(rng.integers(2))],
         site=site,
         grade=grade,
-        size_mm=round(float(rng.uniform(low, high)), 1),
+        size_mm=round(max(floor, share * float(rng.uniform(low, high))), 1),
     )
 
 

@@ -19,7 +19,6 @@ from data_prep.phantom.plan import StudyPlan
 from data_prep.phantom.signal import Weighting
 from data_prep.phantom.sites import SITES
 
-
 Choice = TypeVar("Choice")
 
 
@@ -111,7 +110,9 @@ def _place(plan: StudyPlan, rng: np.random.Generator) -> str:
     if site == "kidney":
         return f"{side} kidney"
     if site == "cerebellar":
-        return _pick(rng, (f"{side} cerebellar hemisphere", f"{side} cerebellum", f"{side} hemisphere of the cerebellum"))
+        return _pick(
+            rng, (f"{side} cerebellar hemisphere", f"{side} cerebellum", f"{side} hemisphere of the cerebellum")
+        )
     return _pick(rng, (f"{side} {site} lobe", f"{site} lobe on the {side}", f"{side} {site} region"))
 
 
@@ -245,8 +246,8 @@ def _signature(plan: StudyPlan, staff: Staff, rng: np.random.Generator) -> list[
 
 
 PROTECTED = frozenset(
-    "left right frontal temporal parietal occipital cerebellar cerebellum hemisphere kidney liver".split()
-)
+    ("left", "right", "frontal", "temporal", "parietal", "occipital", "cerebellar", "cerebellum", "hemisphere")
+) | {"kidney", "liver"}
 """Words that typing slips spare: without them a report would no longer state its truth."""
 
 

@@ -257,7 +257,7 @@ def acquire(
     reference = float(signals(timing, site.field_t)[Tissue.WHITE])
     gain = site.gain / reference
     field = receive_field(rng, geometry.shape, site.bias * config.bias_scale)
-    snr = site.snr * (0.6 if series.weighting is Weighting.DWI else 1.0)
+    snr = site.snr * (0.9 if series.weighting is Weighting.DWI else 1.0)
     noise = site.gain / snr * config.noise_scale
     frames: list[tuple[float, Floats]] = []
     ideal = np.zeros(geometry.shape, np.float32)
@@ -289,9 +289,7 @@ def contrast_to_noise(acquired: Acquired, mask: Codes) -> float | None:
     lesion = mask == MASK_LABELS["lesion"]
     if not lesion.any() or acquired.noise <= 0:
         return None
-    box = tuple(
-        slice(max(0, int(found.min()) - 4), int(found.max()) + 5) for found in np.nonzero(lesion)
-    )
+    box = tuple(slice(max(0, int(found.min()) - 4), int(found.max()) + 5) for found in np.nonzero(lesion))
     near = ndimage.binary_dilation(lesion[box], iterations=4)
     # Brain lesions are seen against white and grey matter, abdominal ones against the organ.
     others = [MASK_LABELS[n] for n in ("white_matter", "grey_matter", "liver", "kidney_right", "kidney_left")]

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from data_prep.phantom.volume import MASK_LABELS
 
-ROWS, COLUMNS = 14, 4
+STUDIES, COLUMNS = 14, 4
 
 
 def choose(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Up to :data:`ROWS` studies that show different things: each kind of lesion, atrophy, a sinus, normals."""
+    """Up to :data:`STUDIES` studies that show different things: each kind of lesion, atrophy, a sinus, normals."""
     wanted: dict[str, dict[str, Any]] = {}
     ordered = sorted(records, key=lambda r: (-len(r["truth"]["series"]), r["index"]))
     for record in ordered:
@@ -34,9 +34,9 @@ def choose(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
             wanted.setdefault(f"{region} normal", record)
         if truth["field_t"] < 0.5:
             wanted.setdefault("bedside", record)
-    easy_first = sorted(wanted, key=lambda name: ("hard" in name, name))
+    easy_first = sorted(wanted, key=lambda name: ("hard" in name, "ABDOMEN" in name, name))
     unique: dict[int, dict[str, Any]] = {wanted[name]["index"]: wanted[name] for name in easy_first}
-    return list(unique.values())[:ROWS]
+    return list(unique.values())[:STUDIES]
 
 
 def draw_sheet(out: Path, records: list[dict[str, Any]]) -> Path:
@@ -45,12 +45,15 @@ def draw_sheet(out: Path, records: list[dict[str, Any]]) -> Path:
     from matplotlib.figure import Figure
 
     chosen = choose(records)
-    figure = Figure(figsize=(2.7 * COLUMNS + 3.4, 2.75 * max(1, len(chosen))), facecolor="black")
+    rows = max(1, -(-len(chosen) // 2))
+    figure = Figure(figsize=(2 * (2.3 * COLUMNS + 1.9), 2.75 * rows), facecolor="black")
     FigureCanvasAgg(figure)
-    grid = figure.subplots(max(1, len(chosen)), COLUMNS + 1, squeeze=False)
-    for cells, record in zip(grid, chosen, strict=False):
-        for cell in cells:
-            cell.axis("off")
+    widths = [0.8, *[1.0] * COLUMNS] * 2
+    grid = figure.subplots(rows, 2 * (COLUMNS + 1), squeeze=False, gridspec_kw={"width_ratios": widths})
+    for cell in grid.flat:
+        cell.axis("off")
+    for k, record in enumerate(chosen):
+        cells = grid[k % rows, (k // rows) * (COLUMNS + 1) :][: COLUMNS + 1]
         cells[0].text(
             0.0, 0.5, _caption(record), color="white", fontsize=8, va="center", ha="left", linespacing=1.5,
             transform=cells[0].transAxes,
@@ -65,7 +68,10 @@ def draw_sheet(out: Path, records: list[dict[str, Any]]) -> Path:
 
 def _caption(record: dict[str, Any]) -> str:
     labels, truth = record["labels"], record["truth"]
-    lines = [f"{truth['region'].lower()}, {truth['sex']}, {truth['age_years']} y", f"{truth['vendor']} {truth['field_t']:g} T"]
+    lines = [
+        f"{truth['region'].lower()}, {truth['sex']}, {truth['age_years']} y",
+        f"{truth['vendor']} {truth['field_t']:g} T",
+    ]
     if labels["lesion"]:
         lines += [
             f"{labels['lesion_kind']} ({labels['lesion_grade']})",
@@ -82,7 +88,9 @@ def _caption(record: dict[str, Any]) -> str:
 def _draw_series(cell: Any, out: Path, record: dict[str, Any], series: dict[str, Any]) -> None:
     mask = _mask(out, record, series)
     seen = [k for k in range(mask.shape[2]) if k not in series["dropped_slices"]]
-    names = ["lesion", *(["sinus_opacification"] if series["plane"] != "sagittal" else []), "ventricle", "liver"]
+    names = ["lesion", "sinus_opacification", "ventricle", "liver"]
+    if record["labels"]["atrophy_grade"] == 2:
+        names.remove("sinus_opacification")
     k = mask.shape[2] // 2
     for name in names:
         count = (mask == MASK_LABELS[name]).sum(axis=(0, 1))
@@ -91,7 +99,7 @@ def _draw_series(cell: Any, out: Path, record: dict[str, Any], series: dict[str,
             break
     image = _slice(out / series["folder"], series, k)
     # DICOM shows columns to the right and rows downwards; the mask is (column, row).
-    cell.imshow(image, cmap="gray", vmin=0, vmax=float(np.percentile(image, 99.7)), interpolation="nearest")
+    cell.imshow(image, cmap="gray", vmin=0, vmax=1.1 * float(np.percentile(image, 98.5)), interpolation="nearest")
     for name, colour in (("lesion", "#ffb000"), ("oedema", "#3fa7ff")):
         outline = (mask[:, :, k] == MASK_LABELS[name]).T.astype(float)
         if outline.any():

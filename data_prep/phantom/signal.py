@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from data_prep.phantom.tissue import RELAXIVITY, Constants, Tissue, constants
 
 T2_PRIME_MS_T = 225.0
-"""Field-dependent part of gradient-echo decay: 1/T2* = 1/T2 + B0 / this, 75 ms at 3 T (Peters et al., Magn Reson Imaging 25:748,
-2007)."""
+"""Field-dependent part of gradient-echo decay: 1/T2* = 1/T2 + B0 / this: 75 ms at 3 T (Peters et al., Magn
+Reson Imaging 25:748, 2007)."""
 
 
 class Weighting(StrEnum):

@@ -163,9 +163,12 @@ def _run(pending: list[StudyPlan], out: Path, seed: int, config: PhantomConfig, 
                 _work(plan)
                 advance()
             return
-        with _one_thread(), ProcessPoolExecutor(
-            min(workers, len(pending)), multiprocessing.get_context("spawn"), _start_worker, arguments
-        ) as pool:
+        with (
+            _one_thread(),
+            ProcessPoolExecutor(
+                min(workers, len(pending)), multiprocessing.get_context("spawn"), _start_worker, arguments
+            ) as pool,
+        ):
             waiting: set[Future[int]] = {pool.submit(_work, plan) for plan in pending}
             try:
                 while waiting:

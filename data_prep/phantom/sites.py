@@ -141,9 +141,7 @@ def sequence(site: Site, weighting: Weighting, head: bool) -> Sequence:
             weighting=weighting, kind=Kind.SPIN_ECHO, repetition_ms=round(3000 * jitter), echo_ms=round(18 * jitter)
         )
     echo = (150 if low_field else 100 if head else 85) * jitter
-    return Sequence(
-        weighting=weighting, kind=Kind.SPIN_ECHO, repetition_ms=round(4500 * jitter), echo_ms=round(echo)
-    )
+    return Sequence(weighting=weighting, kind=Kind.SPIN_ECHO, repetition_ms=round(4500 * jitter), echo_ms=round(echo))
 
 
 def _t1_weighted(

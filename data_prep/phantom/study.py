@@ -46,7 +46,8 @@ VENTRICLE_MM = (0.0, 3.0, 5.6)
 SULCUS_MM = (0.0, 0.4, 0.8)
 """Recession of the walls by atrophy grade."""
 
-LARGEST_SCALE = 2.2
+LARGEST_SCALE = 1.7
+"""Enlargement of a lesion at which another place is tried."""
 
 
 @dataclass(slots=True)
@@ -124,16 +125,16 @@ def _lesion(
     """Place the study's lesion; at demo resolution enlarge it until every series shows 3 × 3 voxels on 2 slices."""
     if plan.lesion is None:
         return None
-    scale = 1.0
-    while True:
-        placed = place(camera.anatomy, plan.lesion, [seed, plan.patient.number, 2], scale)
-        if config.resolution is Resolution.full or all(
-            holds_lesion(camera.mask(p.geometry), p.kept) for p in prescribed
-        ):
-            return placed
-        scale *= 1.1
-        if scale > LARGEST_SCALE:
-            raise RuntimeError(f"study {plan.index}: lesion does not span 3 × 3 voxels on 2 slices at any size")
+    for attempt in range(6):
+        scale = 1.0
+        while scale < LARGEST_SCALE:
+            placed = place(camera.anatomy, plan.lesion, [seed, plan.patient.number, 2, attempt], scale)
+            if config.resolution is Resolution.full or all(
+                holds_lesion(camera.mask(p.geometry), p.kept) for p in prescribed
+            ):
+                return placed
+            scale *= 1.1
+    raise RuntimeError(f"study {plan.index}: no place where the lesion spans 3 × 3 voxels on 2 slices")
 
 
 def make_study(plan: StudyPlan, atlases: Atlases, out: Path, seed: int, config: PhantomConfig) -> dict[str, Any]:
@@ -150,7 +151,7 @@ def make_study(plan: StudyPlan, atlases: Atlases, out: Path, seed: int, config: 
     masks.mkdir(parents=True)
     rng = np.random.default_rng([seed, plan.patient.number, 3, plan.visit])
     anatomy, body = embody(plan, atlases, seed)
-    pose, table = draw_pose(rng), np.round(rng.uniform(-25, 25, 3), 1)
+    pose, table = draw_pose(rng), np.round(rng.uniform(-25, 25, 3), 1) * (0, 1, 1)
     staff = draw_staff(rng)
     camera = Camera(anatomy, pose, table)
     prescribed = _prescribe(plan, table, seed, config)

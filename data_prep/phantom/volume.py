@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,8 +56,7 @@ class Grid:
     def axes(self) -> tuple[Floats, Floats, Floats]:
         """Open coordinate arrays in mm, broadcastable to the shape."""
         x, y, z = (
-            (o + self.step_mm * np.arange(n)).astype(np.float32)
-            for o, n in zip(self.origin, self.shape, strict=True)
+            (o + self.step_mm * np.arange(n)).astype(np.float32) for o, n in zip(self.origin, self.shape, strict=True)
         )
         return x[:, None, None], y[None, :, None], z[None, None, :]
 
@@ -154,9 +154,7 @@ def warped_coordinates(
     return warped[0], warped[1], warped[2]
 
 
-def ellipsoid(
-    axes: tuple[Floats, Floats, Floats], centre: Sequence[float], radii: Sequence[float]
-) -> Floats:
+def ellipsoid(axes: tuple[Floats, Floats, Floats], centre: Sequence[float], radii: Sequence[float]) -> Floats:
     """Squared normalised distance from the centre: below 1 inside."""
     x, y, z = axes
     return np.asarray(
@@ -165,7 +163,7 @@ def ellipsoid(
     )
 
 
-def smoothstep(value: Floats) -> Floats:
+def smoothstep(value: NDArray[np.floating[Any]]) -> Floats:
     """0 below 0, 1 above 1, smooth between."""
     clipped = np.clip(value, 0, 1)
     return np.asarray(clipped * clipped * (3 - 2 * clipped), np.float32)
@@ -199,9 +197,7 @@ def interpolator(index: Floats, shape: tuple[int, ...]) -> sparse.csr_array:
     step = corner[:, None, None] * (shape[1] * shape[2]) + corner[None, :, None] * shape[2] + corner
     columns = flat[..., None, None, None] + step.astype(np.int32)
     starts = np.arange(rows + 1, dtype=np.int32) * (8 * parts)
-    return sparse.csr_array(
-        (weight.reshape(-1), columns.reshape(-1), starts), shape=(rows, int(np.prod(shape)))
-    )
+    return sparse.csr_array((weight.reshape(-1), columns.reshape(-1), starts), shape=(rows, int(np.prod(shape))))
 
 
 def _flat(
