@@ -63,7 +63,7 @@ def build_galleries(cohort: Cohort, texts: list[str], suite: SuiteConfig) -> tup
     """Galleries of the test split: all, each region, each region without normals; and those too small to be one."""
     relevance = relevance_words(cohort, suite.relevance_label)
     told = {s.key for s, text in zip(cohort.studies, texts, strict=True) if text}
-    regions = sorted({s.region for s in cohort.studies})
+    regions = sorted({s.region for s in cohort.studies}, key=lambda region: (region != suite.bar_region, region))
     wanted: list[tuple[str, str, str | None, bool]] = []
     if len(regions) > 1:
         wanted.append(("all", "All studies", None, True))

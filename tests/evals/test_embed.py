@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import nibabel
+import numpy as np
+import pytest
+
+from evals.embed import EmbedError, embed, nifti_sources, read_features, shard_sources
+from fm.models.encoder import load_encoder
+
+
+def test_shards_give_a_row_per_study_and_per_series(drawn: SimpleNamespace, encoder_dir: Path, tmp_path: Path) -> None:
+    url = drawn.write_dataset(tmp_path / "shards", 20)
+    out = tmp_path / "features.parquet"
+    assert embed(encoder_dir, shard_sources(url), out) == 20
+    rows = read_features(out)
+    studies = [row for row in rows if not row["series"]]
+    assert [row["key"] for row in studies] == [f"study{i:03d}" for i in range(20)]
+    assert {row["series"] for row in rows} == {"", "t1w", "t2w"}
+    assert not list(tmp_path.glob(".*parts"))
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_rows(
+    drawn: SimpleNamespace, encoder_dir: Path, tmp_path: Path
+) -> None:
+    url = drawn.write_dataset(tmp_path / "shards", 40)
+    whole = tmp_path / "whole.parquet"
+    embed(encoder_dir, shard_sources(url), whole)
+    read = 0
+
+    def killed(done: int) -> None:
+        if done == 32:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "resumed.parquet"
+    with pytest.raises(KeyboardInterrupt):
+        embed(encoder_dir, shard_sources(url), out, killed)
+    assert not out.exists()
+    sources = shard_sources(url)
+    for source in sources:
+        original = source.read
+
+        def counted(original: object = original) -> object:
+            nonlocal read
+            read += 1
+            return original()  # type: ignore[operator]
+
+        source.read = counted
+    embed(encoder_dir, sources, out)
+    assert read == 8
+    assert read_features(out) == read_features(whole)
+
+
+def test_a_nifti_file_embeds_as_the_encoder_does(drawn: SimpleNamespace, encoder_dir: Path, tmp_path: Path) -> None:
+    values = drawn.draw(np.random.default_rng(0), {"lesion": 0}, dark=False)
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    file = tmp_path / "in" / "deep" / "scan.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(values.transpose(2, 1, 0), np.diag([4.0, 4.0, 5.0, 1.0])), file)
+    embed(encoder_dir, nifti_sources(tmp_path / "in"), tmp_path / "out.parquet")
+    study, series = read_features(tmp_path / "out.parquet")
+    assert (study["key"], study["series"], series["series"]) == ("deep/scan", "", "image")
+    assert study["embedding"] == pytest.approx(load_encoder(encoder_dir).embed(file).tolist(), abs=1e-5)
+    assert study["text_embedding"] is None
+
+
+def test_nothing_to_embed_and_a_file_that_exists_are_refused(encoder_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(EmbedError, match="no NIfTI"):
+        nifti_sources(tmp_path)
+    (tmp_path / "out.parquet").write_text("mine")
+    with pytest.raises(EmbedError, match="exists"):
+        embed(encoder_dir, [], tmp_path / "out.parquet")
+    assert (tmp_path / "out.parquet").read_text() == "mine"
