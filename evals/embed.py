@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from evals.embedding import file_hash, read_images
 from evals.features import merge, write_rows
+from evals.workers import in_workers
 from fm.config.errors import UserError
 from fm.data.index import Manifest
 from fm.data.volume import SeriesImage, read_nifti
@@ -82,12 +83,16 @@ def embed(encoder: Path, sources: Sequence[Source], out: Path, progress: Callabl
     loaded = load_encoder(encoder)
     parts = out.with_name(f".{out.name}.{_task_id(encoder, sources)}.parts")
     parts.mkdir(parents=True, exist_ok=True)
-    for number, first in enumerate(range(0, len(sources), BATCH)):
-        part = parts / f"{number:06d}.parquet"
+
+    def work(first: int) -> int:
+        part = parts / f"{first:08d}.parquet"
         if not part.is_file():
             write_rows(part, list(_rows(loaded, sources[first : first + BATCH])))
+        return min(first + BATCH, len(sources))
+
+    for done in in_workers(loaded, work, range(0, len(sources), BATCH)):
         if progress is not None:
-            progress(min(first + BATCH, len(sources)))
+            progress(done)
     merge(sorted(parts.glob("*.parquet")), out)
     shutil.rmtree(parts)
     return len(sources)

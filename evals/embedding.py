@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 
 from evals.cohort import Cohort, CohortError
 from evals.intensity import series_statistics
+from evals.workers import in_workers
 from fm.data.codec import CodecError
 from fm.data.index import DatasetError, Manifest
 from fm.data.sample import Agent, Contrast, SampleError, StudyMeta
@@ -23,6 +23,8 @@ from fm.probes.types import Floats
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int], None]
+TEXTS = 64
+"""Texts embedded at once."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -49,7 +51,6 @@ class Embedded:
     """(M) pixel statistics of each series."""
     unreadable: list[str] = field(default_factory=list)
     """One line per study that could not be read."""
-    seconds: float = 0.0
 
 
 def read_cohort(manifest: Manifest) -> Cohort:
@@ -101,34 +102,31 @@ def embed_cohort(
         batch_studies: studies encoded at once.
         progress: told how many studies are done.
     """
-    start = time.monotonic()
-    statistics: dict[str, list[Floats]] = {}
-    parts: list[list[_Part]] = [[] for _ in encoders]
-    unreadable: list[str] = []
-    for first in range(0, len(cohort.studies), batch_studies):
-        batch: list[list[SeriesImage]] = []
-        for study in cohort.studies[first : first + batch_studies]:
-            try:
-                images = read_images(manifest, study)
-            except (DatasetError, CodecError, SampleError) as err:
-                unreadable.append(f"study {study.key}: {err}")
-                log.warning("left out: study %s: %s", study.key, err)
-                continue
-            statistics[study.key] = [series_statistics(image) for image in images]
-            batch.append(images)
-        if batch:
-            for encoder, found in zip(encoders, parts, strict=True):
-                found.append(_encode(encoder, batch))
+    batches = [cohort.studies[i : i + batch_studies] for i in range(0, len(cohort.studies), batch_studies)]
+    found: list[_Batch] = []
+    done = 0
+    for studies, batch in zip(
+        batches, in_workers(encoders[0], lambda batch: _embed_batch(manifest, encoders, batch), batches), strict=True
+    ):
+        found.append(batch)
+        done += len(studies)
         if progress is not None:
-            progress(min(first + batch_studies, len(cohort.studies)))
-    left = cohort.without(s.key for s in cohort.studies if s.key not in statistics) if unreadable else cohort
+            progress(done)
+    gone = [key for batch in found for key in batch.unreadable]
     return Embedded(
-        cohort=left,
-        encoders=[_join(found) for found in parts],
-        statistics=[values for study in left.studies for values in statistics[study.key]],
-        unreadable=unreadable,
-        seconds=time.monotonic() - start,
+        cohort=cohort.without(gone) if gone else cohort,
+        encoders=[_join([batch.parts[i] for batch in found if batch.parts]) for i in range(len(encoders))],
+        statistics=[values for batch in found for values in batch.statistics],
+        unreadable=[f"study {key}: {why}" for batch in found for key, why in batch.unreadable.items()],
     )
+
+
+def embed_texts(encoder: Encoder, texts: Sequence[str]) -> Floats | None:
+    """(N, E) texts in the space shared with images, zeros for an empty one; None where the encoder has no tokenizer."""
+    if encoder.tokenizer is None:
+        return None
+    batches = [texts[i : i + TEXTS] for i in range(0, len(texts), TEXTS)]
+    return np.concatenate([v.astype(np.float64) for v in in_workers(encoder, encoder.embed_text, batches)])
 
 
 def file_hash(path: Path) -> str:
@@ -142,6 +140,30 @@ class _Part:
     study: Floats
     series: Floats
     image: Floats
+
+
+@dataclass(kw_only=True, slots=True)
+class _Batch:
+    parts: list[_Part]
+    """One per encoder; empty where no study of the batch could be read."""
+    statistics: list[Floats]
+    unreadable: dict[str, str]
+
+
+def _embed_batch(manifest: Manifest, encoders: Sequence[Encoder], studies: Sequence[StudyMeta]) -> _Batch:
+    images: list[list[SeriesImage]] = []
+    unreadable: dict[str, str] = {}
+    for study in studies:
+        try:
+            images.append(read_images(manifest, study))
+        except (DatasetError, CodecError, SampleError) as err:
+            unreadable[study.key] = str(err)
+            log.warning("left out: study %s: %s", study.key, err)
+    return _Batch(
+        parts=[_encode(encoder, images) for encoder in encoders] if images else [],
+        statistics=[series_statistics(image) for study_images in images for image in study_images],
+        unreadable=unreadable,
+    )
 
 
 def _encode(encoder: Encoder, studies: Sequence[Sequence[SeriesImage]]) -> _Part:

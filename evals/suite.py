@@ -11,13 +11,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from evals.bars import judge
 from evals.classify import ProbeCache, run_task
 from evals.cohort import Cohort
-from evals.embedding import Embedded, embed_cohort, file_hash, read_cohort, read_images
+from evals.embedding import Embedded, embed_cohort, embed_texts, file_hash, read_cohort, read_images
 from evals.examples import choose_gallery, make_examples
 from evals.features import write_features
 from evals.headers import series_headers, study_headers
@@ -76,7 +75,7 @@ def evaluate(
     )
     cohort = embedded.cohort
     texts = [matching_text(study) for study in cohort.studies]
-    text_NE = _embed_texts(trained, texts)
+    text_NE = embed_texts(trained, texts)
     clock.lap("Embedding")
     # Thousands of small fits: threads cost more than they give, forty times more on a busy machine.
     with threadpool_limits(limits=1):
@@ -196,12 +195,6 @@ def _match_data(
 ) -> MatchData:
     features: Mapping[System, Floats] = systems.for_matching(gallery.train)
     return MatchData(texts=texts, image_NE=embedded.encoders[0].image_NE, text_NE=text_NE, features=features)
-
-
-def _embed_texts(encoder: Encoder, texts: list[str]) -> Floats | None:
-    if encoder.tokenizer is None:
-        return None
-    return np.asarray(encoder.embed_text(texts), dtype=np.float64)
 
 
 def _shown_keys(cohort: Cohort) -> list[str]:
