@@ -13,6 +13,11 @@ import traceback
 from pathlib import Path
 
 from fm.config.errors import UserError
+from fm.config.root import PretrainJob
+from fm.config.trainer import Device
+from fm.engine.signals import REQUEUE_EXIT_CODE
+from fm.engine.verdict import Outcome
+from launch.runs import attempt_job
 
 ATTEMPT = "FM_ATTEMPT"
 """Environment variable with the name of the attempt."""
@@ -33,20 +38,27 @@ def main(run_dir: Path) -> int:
     for room in ("fm", "launch"):
         logging.getLogger(room).setLevel(logging.INFO)
     try:
-        from fm.config.root import PretrainJob
-        from fm.engine.signals import REQUEUE_EXIT_CODE
-        from fm.engine.verdict import Outcome
-        from fm.pretrain import pretrain
-        from launch.runs import attempt_job
-
         job = attempt_job(run_dir)
         if not isinstance(job, PretrainJob):
             raise UserError(f"{run_dir} is no run of fm pretrain")
+        if job.trainer.device is Device.cpu or not gpu_count():
+            # DeepSpeed reads it once, when it is imported.
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        from fm.pretrain import pretrain
+
         return REQUEUE_EXIT_CODE if pretrain(job, run_dir, attempt) is Outcome.REQUEUE else 0
     except BaseException as err:
         record_error(run_dir, attempt, rank, err)
         traceback.print_exc()
         return 1
+
+
+def gpu_count() -> int:
+    """NVIDIA devices that this process may use, found without loading torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([entry for entry in visible.split(",") if entry.strip() not in ("", "-1")])
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
 
 
 def record_error(run_dir: Path, attempt: str, rank: str, err: BaseException) -> None:

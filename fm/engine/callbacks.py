@@ -47,7 +47,7 @@ class Keeper(pl.Callback):
         stop: StopFlag,
         student: StudentModule,
     ) -> None:
-        """Take the run's facts; `resume_from` is a verified folder, `accept` a dataset id that its state need not have."""
+        """Take the run's facts; `resume_from` is a verified folder, `accept` a dataset id that may differ from its own."""
         self._config = config
         self._precision = precision
         self._store = store
@@ -138,7 +138,7 @@ class Recorder(pl.Callback):
                 self._tracker.log(row)
         if self._bad_in_a_row >= self._config.max_bad_steps:
             raise TrainingHalted(
-                f"{self._bad_in_a_row} steps in a row, the last {result.step}, had a loss or gradient that is not finite: "
+                f"{self._bad_in_a_row} steps up to {result.step} had a loss or gradient that is not finite: "
                 "see skipped.jsonl for the samples, lower optim.learning_rate, or raise trainer.max_bad_steps"
             )
 

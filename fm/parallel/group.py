@@ -12,15 +12,12 @@ from fm.config.trainer import Device
 def join(device: Device, timeout_s: int) -> None:
     """Join the group that the launcher's environment describes; alone where there is no launcher.
 
-    Call it before anything imports deepspeed: it chooses DeepSpeed's accelerator. Lightning's own call later finds
-    the group up.
+    Lightning's own call later finds the group up.
 
     Args:
         device: cpu (gloo) or cuda (nccl), resolved.
         timeout_s: seconds that a collective may wait for a lost rank.
     """
-    if device is Device.cpu:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if "MASTER_PORT" not in os.environ:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

@@ -6,14 +6,19 @@ import os
 from pathlib import Path
 
 from fm.config.root import PretrainJob
+from fm.config.trainer import Device
+from fm.data.index import Manifest
+from fm.data.plan import BatchPlan, shares
 from launch.entry import run_workers, topology
 from launch.runs import attempts
+from launch.worker import gpu_count
 
 
 def run(job: PretrainJob) -> int:
     """Start the workers of a run and wait for them; returns 0 when done, 75 when stopped and to be run again."""
     run_dir = Path(str(job.run))
-    place = topology(job.launch, _gpus(), len(os.sched_getaffinity(0)))
+    place = topology(job.launch, 0 if job.trainer.device is Device.cpu else gpu_count(), len(os.sched_getaffinity(0)))
+    _check_batches(job, place.processes)
     code = run_workers(
         run_dir,
         attempt=str(attempts(run_dir)[-1]["attempt"]),
@@ -29,9 +34,7 @@ def run(job: PretrainJob) -> int:
     return code
 
 
-def _gpus() -> int:
-    """NVIDIA devices of this machine, without loading torch in the launching process."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([entry for entry in visible.split(",") if entry.strip() not in ("", "-1")])
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+def _check_batches(job: PretrainJob, processes: int) -> None:
+    """Refuse, before any process starts, batch sizes that processes and studies do not allow."""
+    shares(job.data.global_batch_size, job.data.micro_batch_size, processes)
+    BatchPlan(Manifest.open(job.data.url).select(split=job.data.split).keys, job.seed, job.data.global_batch_size)

@@ -1,0 +1,95 @@
+"""Two real processes, DeepSpeed on gloo. A launch costs ten seconds, so one serves many checks (see conftest)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel
+
+import fm.models  # noqa: F401 - registers the model with transformers
+
+Rows = Callable[[Path], list[dict[str, Any]]]
+COMPARED = ("loss", "self_distillation", "image_text", "koleo", "gradient_norm")
+
+
+def trace(rows: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    return [(row["step"], *(row[name] for name in COMPARED)) for row in rows]
+
+
+def test_guards_and_teacher_hold_in_every_process(two_rank_runs: dict[str, Path]) -> None:
+    """What scenarios.py asserts on each rank: teacher averages, skipped steps, refusal of damaged checkpoints."""
+    assert (two_rank_runs["out"].read_text()).count("holds") == 2 * 5
+
+
+def test_a_bad_batch_is_skipped_by_all_and_its_samples_kept(two_rank_runs: dict[str, Path], rows: Rows) -> None:
+    run = two_rank_runs["skipped"]
+    kept = [json.loads(line) for line in (run / "skipped.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in kept] == [2, 4]
+    assert all(len(set(entry["keys"])) == 8 for entry in kept), "both ranks' samples are kept"
+    assert [row["applied"] for row in rows(run)] == [True, False, True, False, True, True]
+    assert rows(run)[1]["loss"] is None
+
+
+def test_two_processes_equal_one_that_accumulates(
+    tmp_path: Path,
+    dataset: str,
+    two_rank_runs: dict[str, Path],
+    new_run: Callable[..., Path],
+    scenarios: Callable[..., str],
+    rows: Rows,
+) -> None:
+    sharded = two_rank_runs["sharded"]
+    single = new_run(tmp_path / "single", dataset, "max_steps=5", "trainer.precision=fp32", "launch.processes=1")
+    shutil.copytree(sharded / "tokenizer", single / "tokenizer")
+    scenarios(1, f"plain={single}")
+    for mine, theirs in zip(trace(rows(single)), trace(rows(sharded)), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-5)
+    weights = [load_file(run / "export" / "model.safetensors") for run in (single, sharded)]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][name], rtol=1e-4, atol=1e-5)
+
+
+def test_the_loss_falls(two_rank_runs: dict[str, Path], rows: Rows) -> None:
+    losses = [row["loss"] for row in rows(two_rank_runs["calm"])]
+    assert sum(losses[-3:]) < 0.95 * sum(losses[:3])
+
+
+def test_the_export_is_the_teacher(two_rank_runs: dict[str, Path]) -> None:
+    run = two_rank_runs["bf16"]
+    model = AutoModel.from_pretrained(run / "export")
+    teacher = load_file(run / "checkpoints" / "step-00000005" / "teacher.safetensors")
+    assert all(torch.equal(value, teacher[f"fm.{name}"]) for name, value in model.state_dict().items())
+    assert {value.dtype for value in model.state_dict().values()} == {torch.float32}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_stages_agree(
+    precision: str,
+    tmp_path: Path,
+    dataset: str,
+    new_run: Callable[..., Path],
+    scenarios: Callable[..., str],
+    rows: Rows,
+) -> None:
+    """Every ZeRO stage: the teacher is the average of the masters, and the losses agree (bf16 has no stage 0)."""
+    stages = [0, 1, 2, 3] if precision == "fp32" else [1, 2, 3]
+    first = None
+    for stage in stages:
+        words = (f"trainer.stage={stage}", f"trainer.precision={precision}", "max_steps=10")
+        run = new_run(tmp_path / f"zero{stage}", dataset, *words)
+        if first is not None:
+            shutil.copytree(first / "tokenizer", run / "tokenizer")
+        first = first or run
+        scenarios(2, f"averages={run}")
+    tolerance = 1e-5 if precision == "fp32" else 1e-2
+    traces = [[row["loss"] for row in rows(tmp_path / f"zero{stage}")] for stage in stages]
+    for losses in traces[1:]:
+        assert losses == pytest.approx(traces[0], rel=tolerance)
