@@ -79,7 +79,7 @@ def encode_volume(values: NDArray[Any], air: NDArray[np.bool_] | None = None, bi
         raise CodecError("the volume holds NaN or infinite voxels")
     scale, offset = _scaling(inside, (1 << bits) - 1)
     exact = scale == 1.0 and offset == 0.0
-    codes = np.rint(inside if exact else (inside - offset) / scale)
+    codes = np.rint(inside if exact else (inside.astype(np.float64) - offset) / scale)
     if air is not None:
         np.maximum(codes, 1, out=codes)
     error = float(np.abs((codes if exact else codes * scale + offset) - inside).max(initial=0.0))
