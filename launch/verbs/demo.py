@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import json
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from fm.config.errors import UserError
 from fm.config.load import plain
@@ -30,6 +33,35 @@ class Stage:
     """What the stage writes."""
     has_run: bool = False
     """Whether the folder is a run folder of its own."""
+
+
+class WithoutNext(io.TextIOBase):
+    """Passes lines on but those that name a next command: within the demo the next stage follows by itself."""
+
+    def __init__(self, target: TextIO) -> None:
+        self._target = target
+        self._line = ""
+
+    def write(self, text: str) -> int:
+        """Pass on whole lines, and the rest as soon as it can be no such line."""
+        *lines, rest = (self._line + text).split("\n")
+        kept = "".join(f"{line}\n" for line in lines if not line.startswith("next: "))
+        hold = rest.startswith("next: ") or "next: ".startswith(rest)
+        self._target.write(kept + ("" if hold else rest))
+        self._line = rest if hold else ""
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush what was passed on."""
+        self._target.flush()
+
+    def isatty(self) -> bool:
+        """Whether the target is a terminal."""
+        return self._target.isatty()
+
+    def fileno(self) -> int:
+        """The target's file, for child processes."""
+        return self._target.fileno()
 
 
 def run(job: DemoJob) -> int:
@@ -118,7 +150,8 @@ def _pretrain_job(job: DemoJob, url: str) -> PretrainJob:
 
 def _execute(stage: Stage, job: Any) -> int:
     module = importlib.import_module(f"launch.verbs.{stage.name}")
-    return int(module.run(runs.open_stage(stage.name, job, stage.folder) if stage.has_run else job))
+    with contextlib.redirect_stdout(WithoutNext(sys.stdout)):
+        return int(module.run(runs.open_stage(stage.name, job, stage.folder) if stage.has_run else job))
 
 
 def _finished(root: Path, stage: Stage, job: Any) -> float | None:
