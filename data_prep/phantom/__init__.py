@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from data_prep.phantom.simulate import PhantomError, PhantomSummary, simulate
+from data_prep.phantom.driver import PhantomError, PhantomSummary, simulate
 
 __all__ = ["PhantomError", "PhantomSummary", "simulate"]

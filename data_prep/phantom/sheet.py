@@ -10,22 +10,22 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 
+from data_prep.phantom.dicom import file_name
+from data_prep.phantom.sites import SITES, Site
 from data_prep.phantom.volume import MASK_LABELS
 
 STUDIES, COLUMNS = 14, 4
 
 
 def choose(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Up to :data:`STUDIES` studies that show different things: each kind of lesion, atrophy, a sinus, normals."""
+    """Up to :data:`STUDIES` studies that show different things: lesions of each kind, atrophy, a sinus; then others."""
     wanted: dict[str, dict[str, Any]] = {}
     ordered = sorted(records, key=lambda r: (-len(r["truth"]["series"]), r["index"]))
     for record in ordered:
         labels, truth = record["labels"], record["truth"]
         region = truth["region"]
         if labels["lesion"]:
-            for grade in ("easy", "hard"):
-                if labels["lesion_grade"] == grade:
-                    wanted.setdefault(f"{region} {labels['lesion_kind']} {grade}", record)
+            wanted.setdefault(f"{region} {labels['lesion_kind']} {labels['lesion_grade']}", record)
         elif labels["atrophy_grade"] == 2:
             wanted.setdefault("atrophy", record)
         elif labels["sinus"] in ("left", "right"):
@@ -34,9 +34,10 @@ def choose(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
             wanted.setdefault(f"{region} normal", record)
         if truth["field_t"] < 0.5:
             wanted.setdefault("bedside", record)
-    easy_first = sorted(wanted, key=lambda name: ("hard" in name, "ABDOMEN" in name, name))
-    unique: dict[int, dict[str, Any]] = {wanted[name]["index"]: wanted[name] for name in easy_first}
-    return list(unique.values())[:STUDIES]
+    rank = {name: ("hard" in name, "medium" in name, "ABDOMEN" in name, name) for name in wanted}
+    chosen = {wanted[name]["index"]: wanted[name] for name in sorted(wanted, key=rank.__getitem__)}
+    chosen |= {record["index"]: record for record in ordered if record["index"] not in chosen}
+    return list(chosen.values())[:STUDIES]
 
 
 def draw_sheet(out: Path, records: list[dict[str, Any]]) -> Path:
@@ -97,7 +98,8 @@ def _draw_series(cell: Any, out: Path, record: dict[str, Any], series: dict[str,
         if count[seen].max(initial=0):
             k = max(seen, key=lambda s: int(count[s]))
             break
-    image = _slice(out / series["folder"], series, k)
+    site = next(site for site in SITES if site.code == record["truth"]["site"])
+    image = _slice(out / series["folder"], site, series, k)
     # DICOM shows columns to the right and rows downwards; the mask is (column, row).
     cell.imshow(image, cmap="gray", vmin=0, vmax=1.1 * float(np.percentile(image, 98.5)), interpolation="nearest")
     for name, colour in (("lesion", "#ffb000"), ("oedema", "#3fa7ff")):
@@ -119,12 +121,9 @@ def _mask(out: Path, record: dict[str, Any], series: dict[str, Any]) -> NDArray[
     return np.asarray(voxels, np.uint8)
 
 
-def _slice(folder: Path, series: dict[str, Any], k: int) -> NDArray[np.float32]:
+def _slice(folder: Path, site: Site, series: dict[str, Any], k: int) -> NDArray[np.float32]:
     """Pixels of slice `k` of the last frame."""
     slices = series["shape_columns_rows_slices"][2]
     frames = max(1, len(series["sequence"]["b_values"])) if series["contrast"] == "DWI" else 1
-    for path in sorted(folder.iterdir()):
-        dataset = pydicom.dcmread(path)
-        if int(dataset.InstanceNumber) == (frames - 1) * slices + k + 1:
-            return np.asarray(dataset.pixel_array, np.float32)
-    raise FileNotFoundError(f"{folder}: slice {k} is missing")
+    path = folder / file_name(site, (frames - 1) * slices + k + 1)
+    return np.asarray(pydicom.dcmread(path).pixel_array, np.float32)
