@@ -38,5 +38,5 @@ class ConvStem(nn.Module):
     def forward(self, patches_TP: Tensor) -> Tensor:
         """(T, P) voxels to (T, dim) tokens."""
         cells = patches_TP.unflatten(1, self.split).permute(0, 1, 3, 5, 2, 4, 6).flatten(4).flatten(1, 3)
-        out: Tensor = self.linear(F.gelu(self.cell(cells), approximate="tanh").flatten(1))
+        out: Tensor = self.linear(F.gelu(self.cell(cells)).flatten(1))
         return out

@@ -78,7 +78,9 @@ class JointObjective(nn.Module):
     ) -> Tensor:
         config = self.config
         views = {name: view for name, view in batch.views.items() if name.startswith("global")}
-        with torch.no_grad():
+        # The teacher's weights stay float32; beside a half-precision student its arithmetic need not.
+        own = next(iter(student_out.class_tokens.values())).dtype
+        with torch.no_grad(), torch.autocast(batch.weight_B.device.type, own, enabled=own is torch.bfloat16):
             teacher_out: StudentOutput = teacher(views, batch.size)
         targets = {
             name: teacher_targets(

@@ -164,3 +164,19 @@ def test_an_unknown_objective_is_refused(tiny_model: VitTextConfig, data: DataCo
     for wrong in ({"koleo_weight": -1.0}, {"self_distillation_weight": 0.0, "image_text_weight": 0.0}):
         with pytest.raises(ConfigError, match="objective"):
             JointConfig(**wrong)
+
+
+def test_a_bf16_student_beside_a_float32_teacher_stays_near_float32(
+    tiny_model: VitTextConfig, data: DataConfig, make_batch: MakeBatch
+) -> None:
+    config = _config(koleo_weight=0.0)
+    batch = make_batch(3, [0, 1, 1, 2], [True] * 3)
+    student = _student(tiny_model, config, data)
+    teacher, objective = make_teacher(student), build_objective(config)
+    exact, _ = objective(student, teacher, batch)
+    student.to(torch.bfloat16)
+    rounded, _ = objective(student, teacher, batch)
+    rounded.backward()
+    assert rounded.dtype is torch.float32 and abs(rounded.item() - exact.item()) < 0.03 * exact.item()
+    assert {p.dtype for p in teacher.parameters()} == {torch.float32}
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in student.parameters())
