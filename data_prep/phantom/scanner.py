@@ -155,32 +155,43 @@ class Camera:
         shift[:3, 3] = -table
         self.anatomy = anatomy
         self._to_grid = np.linalg.inv(anatomy.grid.affine()) @ np.linalg.inv(pose) @ LPS_TO_RAS @ shift
-        self._samplers: dict[bytes, sparse.csr_array] = {}
+        self._samplers: dict[bytes, tuple[NDArray[np.intp], sparse.csr_array]] = {}
+        # Cells with a corner in the body, named by their lowest corner.
+        touched = (anatomy.codes > 0).view(np.uint8)
+        for axis in range(3):
+            near = np.moveaxis(touched, axis, 0)
+            near[:-1] |= near[1:]
+        self._touched = touched
 
     def average(self, image: Floats, geometry: Geometry) -> Floats:
-        """(columns, rows, slices) means of an image over each slice's thickness."""
+        """(columns, rows, slices) means of an image over each slice's thickness; `image` is zero in the map's air."""
         step = self.anatomy.grid.step_mm
         parts = max(1, min(6, round(geometry.thickness_mm / (1.25 * step))))
         columns, rows, slices = geometry.shape
         slab = max(1, SAMPLES_AT_ONCE // (columns * rows * parts))
-        sampled = np.empty((slices, rows * columns), np.float32)
+        sampled = np.zeros((slices, rows * columns), np.float32)
         flat = image.reshape(-1)
         for first in range(0, slices, slab):
             which = range(first, min(first + slab, slices))
-            sampled[which.start : which.stop] = (self._sampler(geometry, which, parts) @ flat).reshape(len(which), -1)
+            body, matrix = self._sampler(geometry, which, parts)
+            sampled[which.start : which.stop].reshape(-1)[body] = matrix @ flat
         return np.ascontiguousarray(sampled.reshape(slices, rows, columns).transpose(2, 1, 0))
 
-    def _sampler(self, geometry: Geometry, which: range, parts: int) -> sparse.csr_array:
-        """The interpolation matrix of some slices; kept where one matrix serves the whole series."""
+    def _sampler(self, geometry: Geometry, which: range, parts: int) -> tuple[NDArray[np.intp], sparse.csr_array]:
+        """Flat voxels of some slices that touch the body, and their interpolation matrix.
+
+        It is kept where one matrix serves the whole series: series of one study often share their grid.
+        """
         key = geometry.affine.tobytes() + np.array(geometry.shape).tobytes()
         if (kept := self._samplers.get(key)) is not None:
             return kept
         offsets = (np.arange(parts) - (parts - 1) / 2) * geometry.thickness_mm / geometry.spacing_mm[2] / parts
         index = self._index(geometry, np.array(which)[:, None] + offsets[None, :])
-        matrix = interpolator(index, self.anatomy.grid.shape)
+        body = np.flatnonzero(nearest(self._touched, np.floor(index)).any(axis=1))
+        made = body, interpolator(index[:, body], self.anatomy.grid.shape)
         if len(which) == geometry.shape[2]:
-            self._samplers[key] = matrix
-        return matrix
+            self._samplers[key] = made
+        return made
 
     def _index(self, geometry: Geometry, depths: Matrix) -> Floats:
         """(3, slices × rows × columns, parts) grid indices of voxels at fractional slice `depths` (slices, parts)."""
