@@ -129,17 +129,18 @@ def make_grid(frames: Sequence[Frame], slice_step_mm: float | None) -> Grid:
 
 
 def _slots(at: Float) -> NDArray[np.int64]:
-    """Grid slice of each place: steps must be whole multiples of the commonest step."""
-    steps = np.diff(at)
-    base = float(np.median(steps))
-    if base > 1.5 * steps.min():
-        base = float(steps.min())  # more gaps than slices
+    """Grid slice of each place: steps must be whole multiples of the smallest kind, and most slices must be there."""
+    steps = np.sort(np.diff(at))
+    base = float(steps[(len(steps) - 1) // 2])
+    if base > 1.5 * steps[0]:
+        base = float(steps[0])  # every second slice is missing, or worse
     slots: NDArray[np.int64] = np.rint((at - at[0]) / base).astype(np.int64)
     for _ in range(2):
         base = float((at[-1] - at[0]) / slots[-1])
         slots = np.rint((at - at[0]) / base).astype(np.int64)
     off = np.abs((at - at[0]) / base - slots).max()
-    if off > GAP_TOLERANCE or (np.diff(slots) < 1).any() or slots[-1] >= MAX_GRID_SLICES:
+    missing = int(slots[-1]) + 1 - len(at)
+    if off > GAP_TOLERANCE or (np.diff(slots) < 1).any() or missing > len(at) or slots[-1] >= MAX_GRID_SLICES:
         raise QuarantineError(Reason.IRREGULAR_SLICES)
     return slots
 

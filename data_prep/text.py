@@ -62,6 +62,8 @@ _PATTERNS = tuple(
         r"\b(?=[A-Z0-9-]*\d{3})(?=[A-Z0-9-]*[A-Z]{2})[A-Z][A-Z0-9-]{5,}\b",
         rf"\b(?:Drs?|Prof|Professor|Doctor|Mrs|Mr|Ms|Miss|Mx|Herr|Frau|Sir|Sister|Nurse)\b\.?(?:\s+(?:Dr|Prof|med)\b\.?)*"
         rf"\s+{_NAME}(?:[ -]+(?:(?:van|von|der|de|la|di|al|el)\s+)*{_NAME}){{0,3}}",
+        # "dr" in any case; "mr" and "ms" in capitals or small letters are magnetic resonance and multiple sclerosis
+        r"(?i)\b(?:dr|prof|professor|mrs)\b\.?\s+(?!\[)[^\W\d_][\w'’-]*(?:\s+[^\W\d_][\w'’-]*)?",
         rf"(?i:\b(?:reported|dictated|signed|read|reviewed|approved|verified|authori[sz]ed|discussed|transcribed|typed)"
         rf"(?:\s+\w+)?\s+(?:by|with|to))\s*:?\s+{_NAME}(?:[ -]+{_NAME}){{0,3}}",
         rf"\b{_NAME}(?:\s+{_NAME}){{0,2}},?\s+(?:MD|M\.D\.|FRCR|FRANZCR|PhD|MBBS|consultant radiologist)\b",
@@ -80,6 +82,8 @@ _EVERYDAY = frozenset(
     )
 )
 """Surnames that are also words of reports: removed only where they are written as names."""
+_SIGNATURE = re.compile(r"(?im)^\W*(?:electronically|digitally|\[removed\] by telephone)?\W*\[removed\][\W\d]*$\n?")
+"""A line that held nothing but a signature: it says which hospital wrote the report, and no more."""
 _TITLES = r"(?:Drs?|Prof|Professor|Doctor|Mrs|Mr|Ms|Miss|Mx|Herr|Frau|patient|name|by|for|re)\b\.?:?\s+"
 _SPECIAL = str.maketrans({"ø": "o", "ł": "l", "ğ": "g", "ß": "ss", "ı": "i", "æ": "ae", "œ": "oe", "đ": "d"})
 
@@ -122,9 +126,10 @@ def sections(text: str) -> dict[str, str]:
     parts: dict[str, list[str]] = {"findings": [], "impression": [], "technique": [], "history": []}
     found = list(_HEADING.finditer(text))
     preamble = text[: found[0].start()] if found else text
-    for heading, following in zip(found, [*found[1:], None], strict=True):
+    ends = [heading.start() for heading in found[1:]] + [len(text)]
+    for heading, end in zip(found, ends, strict=False):
         name = next(name for name, _ in _SECTIONS if heading.group(name) is not None)
-        body = text[heading.end() : following.start() if following is not None else len(text)].strip()
+        body = text[heading.end() : end].strip()
         if name in parts and body:
             parts[name].append(body)
     if preamble.strip() and not parts["findings"]:
@@ -137,6 +142,8 @@ def scrub(text: str, known: Iterable[re.Pattern[str]]) -> str:
     for pattern in (*known, *_PATTERNS):
         text = pattern.sub(REMOVED, text)
     text = re.sub(r"\[removed\](?:[\s,;/^-]*\[removed\])+", REMOVED, text)
+    text = re.sub(r"(?i)\b(?:drs?|prof|professor|doctor)\b\.?\s*(?=\[removed\])", "", text)
+    text = _SIGNATURE.sub("", text)
     return re.sub(r"[ \t]+", " ", text).strip()
 
 
