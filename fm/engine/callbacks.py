@@ -47,7 +47,7 @@ class Keeper(pl.Callback):
         stop: StopFlag,
         student: StudentModule,
     ) -> None:
-        """Take the run's facts; `resume_from` is a verified folder, `accept` a dataset id that may differ from its own."""
+        """Take the run's facts; `resume_from` is a verified folder, `accept` a dataset id that need not be its own."""
         self._config = config
         self._precision = precision
         self._store = store

@@ -66,6 +66,10 @@ class Tracker:
         if self._run is None:
             return
         try:
+            import wandb
+
             self._run.finish()
+            # finish() returns before an offline file is whole; the end of the service is the end of the writing.
+            wandb.teardown()
         except Exception as err:
             log.warning("wandb did not finish: %s", err)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -25,13 +26,13 @@ from launch import runs
 from launch.entry import Topology, torchrun
 
 SHAPE = (6, 24, 24)
-SMALL = (
+SMALL = shlex.split(
     "model=tiny model.dim=32 model.depth=1 model.heads=2 model.text_dim=16 model.text_depth=1 model.text_heads=2 "
     "model.text_max_tokens=24 model.embed_dim=16 model.patch_voxels=[2,8,8] model.cell_voxels=[2,4,4] "
     "data=demo data.spacing_mm=4.0 data.slice_spacing_mm=5.0 data.global_batch_size=8 data.micro_batch_size=4 "
     "objective=joint_demo objective.prototypes=32 objective.head_hidden_dim=32 objective.head_bottleneck_dim=16 "
     "optim.warmup_steps=2 tracker=jsonl launch.processes=2 launch.threads_per_process=1"
-).split()  # noqa: SIM905 - reads as the command line it is
+)
 
 CALM = ("max_steps=14", "trainer.checkpoint_every_steps=3", "trainer.keep_last=3", "trainer.deterministic=true")
 """The run that test_faults.py disturbs."""

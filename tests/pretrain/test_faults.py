@@ -66,7 +66,7 @@ def test_a_disturbed_run_ends_as_the_undisturbed_one(
     rows: Rows,
     wait_for_step: Wait,
 ) -> None:
-    """SIGTERM, then SIGKILL of everything, then a flipped byte in the newest checkpoint: the same trace, bit for bit."""
+    """SIGTERM, SIGKILL of everything, a flipped byte in the newest checkpoint: the same trace, bit for bit."""
     calm, run = two_rank_runs["calm"], new_run(tmp_path / "run", dataset, *calm_words)
     shutil.copytree(calm / "tokenizer", run / "tokenizer")
     store = CheckpointStore(run / "checkpoints")

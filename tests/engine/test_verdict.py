@@ -1,0 +1,19 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from fm.engine.verdict import Outcome, Verdict, read_verdict, write_verdict
+
+
+def test_a_verdict_counts_for_its_own_attempt_only(tmp_path: Path) -> None:
+    assert read_verdict(tmp_path, "1") is None
+    verdict = Verdict(attempt="1", outcome=Outcome.REQUEUE, step=7)
+    write_verdict(tmp_path, verdict)
+    assert read_verdict(tmp_path, "1") == verdict
+    assert read_verdict(tmp_path, "2") is None, "an earlier attempt says nothing about this one"
+
+
+def test_a_torn_or_foreign_file_is_no_verdict(tmp_path: Path) -> None:
+    for text in ("", '{"attempt": "1"', '{"attempt": "1", "outcome": "great", "step": 1}', "[]"):
+        (tmp_path / "verdict.json").write_text(text)
+        assert read_verdict(tmp_path, "1") is None
