@@ -51,15 +51,17 @@ def _task_bar(task: TaskResult) -> Bar:
 
 def _retrieval_bars(suite: SuiteConfig, retrieval: Sequence[GalleryResult], reasons: dict[str, str]) -> list[Bar]:
     region, times = suite.bar_region, suite.bar_times_chance
-    names = (f"retrieval_{region}_times_chance", f"retrieval_{region}_over_headers")
+    gallery = region if suite.bar_normals else f"{region}_without_normals"
+    where = f"the {region}" if suite.bar_normals else f"the {region}, normals left out"
+    names = (f"retrieval_{gallery}_times_chance", f"retrieval_{gallery}_over_headers")
     claims = (
-        f"Shown a scan of the {region}, it finds a fitting report among its first five {times:g} times as often "
-        "as chance (R@5 over chance).",
-        f"It does so more often than a matcher that sees only the scan's headers (gain in R@5 within the {region}).",
+        f"Shown a scan of {where}, it puts a fitting report among the first five {times:g} × as often as chance "
+        "(R@5 over chance).",
+        f"It does so more often than a matcher that sees only the scan's headers (gain in R@5 within {where}).",
     )
-    found = [g for g in retrieval if g.region == region and g.normals and g.direction == IMAGE_TO_TEXT and not g.small]
+    found = [g for g in retrieval if g.gallery == gallery and g.direction == IMAGE_TO_TEXT and not g.small]
     if not found:
-        why = reasons.get(f"retrieval_{region}", f"no gallery of at least {suite.min_gallery} reports in this region")
+        why = reasons.get(f"retrieval_{gallery}", f"no gallery of at least {suite.min_gallery} reports in this region")
         return [_open(names[0], claims[0], times, AT_LEAST, why), _open(names[1], claims[1], 0.0, ABOVE, why)]
     scores = found[0].scores
     mine, luck = _of(scores, System.ENCODER, mapped=False), _of(scores, System.CHANCE, mapped=False)

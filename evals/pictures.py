@@ -38,7 +38,8 @@ def picture(meta: SeriesMeta, image: SeriesImage) -> Picture:
         meta: of the series; says which slices are valid.
         image: its voxels, whole; their intensity range becomes black to white.
     """
-    chosen = most_detailed_slice(image.values * image.body, meta.slice_valid)
+    start, stop = _middle(image.foreground[0][0], image.foreground[1][0])
+    chosen = most_detailed_slice(image.values * image.body, meta.slice_valid, start, stop)
     reach = max(image.high - image.low, 1e-9)
     grey = np.clip((image.values[chosen] - image.low) / reach, 0.0, 1.0) * image.body[chosen]
     step = max(1, -(-max(grey.shape) // MAX_PIXELS))
@@ -56,8 +57,24 @@ def picture(meta: SeriesMeta, image: SeriesImage) -> Picture:
     )
 
 
-def most_detailed_slice(values: NDArray[np.float32], slice_valid: list[bool]) -> int:
-    """Index along D of the valid slice with the largest summed in-plane gradient; the middle one where all are flat."""
+def most_detailed_slice(values: NDArray[np.float32], slice_valid: list[bool], start: int, stop: int) -> int:
+    """Index along D of the valid slice in a range with the largest summed in-plane gradient; its middle if all are
+    flat.
+
+    Args:
+        values: (D, H, W), zero outside the body.
+        slice_valid: (D,) False where a slice is missing.
+        start: first slice of the range.
+        stop: behind its last slice.
+    """
     detail = np.abs(np.diff(values, axis=1)).sum(axis=(1, 2)) + np.abs(np.diff(values, axis=2)).sum(axis=(1, 2))
-    detail = np.where(np.asarray(slice_valid, dtype=bool), detail, -1.0)
-    return int(detail.argmax()) if detail.max() > 0 else values.shape[0] // 2
+    depth = np.arange(values.shape[0])
+    wanted = np.asarray(slice_valid, dtype=bool) & (depth >= start) & (depth < stop)
+    detail = np.where(wanted, detail, -1.0)
+    return int(detail.argmax()) if detail.max() > 0 else (start + stop) // 2
+
+
+def _middle(start: int, stop: int) -> tuple[int, int]:
+    """The middle two fifths of the body: of a head, brain and neither face nor vertex."""
+    margin = int((stop - start) * 0.3)
+    return start + margin, max(stop - margin, start + margin + 1)

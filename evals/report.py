@@ -55,6 +55,7 @@ def render(results: Results, pictures: Mapping[str, Sequence[Picture]], shown: S
         systems=[s for s in System if s is not System.CHANCE],
         percent=f"{results.suite['confidence'] * 100:g} %",
         summary=_summary(results.bars),
+        behind=_behind(results),
         overview=Markup(figures.overview(results.tasks)) if results.tasks else "",
         rocs=[(task, Markup(figures.roc(task))) for task in two_class],
         axis_auroc=Markup(figures.scale(AUROC_LOW, 1.0, (0.3, 0.5, 0.75, 1.0))),
@@ -77,6 +78,26 @@ def _summary(bars: Sequence[Bar]) -> str:
     rest = len(bars) - len(judged)
     open_words = f" {rest} could not be measured." if rest else ""
     return f"{met} of {len(judged)} bars met, all fixed before the encoder was trained.{open_words}"
+
+
+def _behind(results: Results) -> list[str]:
+    """One line per task and gallery where a baseline is better than the encoder beyond chance variation."""
+    lines = []
+    for task in results.tasks:
+        linear = [s for s in task.scores if s.probe == "linear"]
+        for score in linear[1:]:
+            gain = score.auroc_difference
+            if gain is not None and gain.high is not None and gain.high < 0:
+                words = f"{SYSTEM_WORDS[score.system].lower()} {score.auroc.value:.3f}"
+                lines.append(f"{task.question} AUROC: {words}, this encoder {linear[0].auroc.value:.3f}.")
+    for gallery in results.retrieval:
+        for match in gallery.scores[1:]:
+            gain = match.recall_difference
+            if match.system is not System.ENCODER and gain is not None and gain.high is not None and gain.high < 0:
+                words = f"{SYSTEM_WORDS[match.system].lower()} {match.recall['5'].value:.3f}"
+                own = gallery.scores[0].recall["5"].value
+                lines.append(f"{gallery.title}, {gallery.direction}. R@5: {words}, this encoder {own:.3f}.")
+    return lines
 
 
 def _pairs(task: TaskResult) -> list[tuple[Score, Score]]:

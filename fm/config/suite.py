@@ -86,6 +86,8 @@ class SuiteConfig:
     """Smaller galleries are marked as such."""
     bar_region: str = "head"
     """Region whose gallery the retrieval verdicts are about."""
+    bar_normals: bool = True
+    """Whether normals are in that gallery. They resemble each other, so they raise chance."""
     bar_times_chance: float = 4.0
     """R@5 of image→text within that region has to reach this multiple of chance."""
     examples: int = 6

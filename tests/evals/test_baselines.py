@@ -100,3 +100,16 @@ def test_study_statistics_have_one_slot_per_sequence_kind(some: Cohort) -> None:
     without = next(i for i, s in enumerate(some.studies) if len(s.series) == 1)
     assert np.isnan(table.values_NC[without, table.columns.index("t2w:mean")])
     assert series_table(statistics).values_NC[3, 0] == 3.0
+
+
+def test_large_series_are_sampled_evenly(drawn: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = drawn.draw(np.random.default_rng(0), {"lesion": 1, "lesion_side": "left"}, dark=False)
+    image = from_sample(*drawn.series("t1w", values, Contrast.T1W))
+    whole = dict(zip(NAMES, series_statistics(image), strict=True))
+    monkeypatch.setattr("evals.intensity.MAX_VOXELS", 1500)
+    sampled = dict(zip(NAMES, series_statistics(image), strict=True))
+    # 28 voxels a row and a stride of 4 would read the same seven columns again and again.
+    assert sampled["body_share"] == pytest.approx(whole["body_share"], abs=0.02)
+    assert sampled["p50"] == pytest.approx(whole["p50"], abs=0.02)
+    assert sampled["bin15"] == pytest.approx(whole["bin15"], abs=0.02)
+    assert sampled != whole
