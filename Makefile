@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
-EXTRAS ?= dev,cloud
-PIP := $(BIN)/python -m pip --disable-pip-version-check
+EXTRAS ?= dev
+# Bytecode is left to the first import: most of what is installed is never imported.
+PIP := PIP_NO_COMPILE=1 $(BIN)/python -m pip --disable-pip-version-check
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 WORKERS ?= 2
 

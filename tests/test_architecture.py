@@ -181,9 +181,8 @@ def test_the_contract_and_the_configuration_load_no_torch(module: str) -> None:
 
 
 def test_only_parallel_uses_torch_distributed() -> None:
-    pattern = re.compile(
-        r"^\s*(?:import torch\.distributed|from torch\.distributed|from torch import distributed)|(?<![\"'])torch\.distributed\.\w+"
-    )
+    imports = r"^\s*(?:import torch\.distributed|from torch\.distributed|from torch import distributed)"
+    pattern = re.compile(imports + r"|(?<![\"'])torch\.distributed\.\w+")
     users = {
         source.module
         for source in modules()

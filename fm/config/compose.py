@@ -194,7 +194,7 @@ def _parse_value(key: str, text: str, leaf: registry.Key, exact: bool) -> Overri
 def _compose_groups(verb: str, primary: str, groups: Iterable[Override], config_dirs: Sequence[Path]) -> Plain:
     """Hydra's composition of a verb's defaults with the chosen group options, interpolations resolved.
 
-    The defaults are those of ``configs/<primary>.yaml`` (``<verb>_input`` where one's own input is given), else the base.
+    The defaults are those of ``configs/<primary>.yaml`` (``<verb>_input`` where an input is given), else the base's.
     """
     primary = primary if (registry.CONFIGS / f"{primary}.yaml").is_file() else "base"
     words = [f"{item.key}={item.value}" for item in groups]

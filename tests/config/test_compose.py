@@ -134,7 +134,7 @@ def test_a_slip_in_a_config_file_names_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "optim" / "slip.yaml").write_text("warmup_step: 3\n")
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "slip.yaml").write_text("# @package _global_\nmax_step: 3\n")
-    with pytest.raises(ConfigError, match="optim.warmup_steps"):
+    with pytest.raises(ConfigError, match=r"optim\.warmup_steps"):
         compose("pretrain", ["data.url=x", "optim=slip"], [tmp_path])
     with pytest.raises(ConfigError, match="max_steps"):
         compose("prepare", ["input=x", "out=y", "experiment=slip"], [tmp_path])

@@ -103,7 +103,7 @@ def test_every_shipped_configuration_composes_and_round_trips(verb: str, words: 
 def test_a_file_that_is_no_run_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("a: 1\n")
-    with pytest.raises(ConfigError, match="no run.yaml"):
+    with pytest.raises(ConfigError, match=r"no run\.yaml"):
         load(path)
     path.write_text("about: {verb: pretrian}\n")
     with pytest.raises(ConfigError, match="pretrain"):
