@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -47,9 +48,10 @@ class Cohort:
         return [(row, series) for row, study in enumerate(self.studies) for series in study.series]
 
     @property
-    def series_study_M(self) -> Ints:
-        """(M,) row of the study that each series belongs to."""
-        return np.array([row for row, _ in self.series], dtype=np.int64)
+    def probed(self) -> list[tuple[int, SeriesMeta]]:
+        """(P) the rows of series-level tasks: one series of each study that has any, with the row of its study."""
+        chosen = [(row, probed_series(study)) for row, study in enumerate(self.studies)]
+        return [(row, self.studies[row].series[at]) for row, at in chosen if at is not None]
 
     def rows(self, keep: Callable[[StudyMeta], bool], *, test: bool) -> Ints:
         """Rows of one split whose study passes."""
@@ -65,6 +67,11 @@ class Cohort:
             test_N=self.test_N[kept],
             dataset_id=self.dataset_id,
         )
+
+
+def probed_series(study: StudyMeta) -> int | None:
+    """Which series stands for a study in series-level tasks, chosen by the hash of its key; None where it has none."""
+    return zlib.crc32(study.key.encode()) % len(study.series) if study.series else None
 
 
 def word(value: object) -> str | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evals.cohort import Cohort, CohortError
+from evals.cohort import Cohort, CohortError, probed_series
 from evals.intensity import series_statistics
 from evals.workers import in_workers
 from fm.data.codec import CodecError
@@ -34,7 +34,9 @@ class Embeddings:
     study_ND: Floats
     """(N, D) what probes read, see :class:`fm.models.encoder.StudyFeatures`."""
     series_MD: Floats
-    """(M, D) the same of each series alone, its contrast and contrast agent hidden from the encoder."""
+    """(M, D) the same of each series alone."""
+    probed_PD: Floats
+    """(P, D) the same of each study's probed series, its contrast and contrast agent hidden from the encoder."""
     image_NE: Floats
     """(N, E) in the space shared with texts, length 1."""
 
@@ -139,6 +141,7 @@ def file_hash(path: Path) -> str:
 class _Part:
     study: Floats
     series: Floats
+    probed: Floats
     image: Floats
 
 
@@ -152,26 +155,30 @@ class _Batch:
 
 def _embed_batch(manifest: Manifest, encoders: Sequence[Encoder], studies: Sequence[StudyMeta]) -> _Batch:
     images: list[list[SeriesImage]] = []
+    probed: list[SeriesImage] = []
     unreadable: dict[str, str] = {}
     for study in studies:
         try:
             images.append(read_images(manifest, study))
+            if (at := probed_series(study)) is not None:
+                probed.append(images[-1][at])
         except (DatasetError, CodecError, SampleError) as err:
             unreadable[study.key] = str(err)
             log.warning("left out: study %s: %s", study.key, err)
     return _Batch(
-        parts=[_encode(encoder, images) for encoder in encoders] if images else [],
+        parts=[_encode(encoder, images, probed) for encoder in encoders] if images else [],
         statistics=[series_statistics(image) for study_images in images for image in study_images],
         unreadable=unreadable,
     )
 
 
-def _encode(encoder: Encoder, studies: Sequence[Sequence[SeriesImage]]) -> _Part:
+def _encode(encoder: Encoder, studies: Sequence[Sequence[SeriesImage]], probed: Sequence[SeriesImage]) -> _Part:
     found = encoder.encode_studies(studies)
-    blind = encoder.encode_studies([[_without_condition(image) for image in images] for images in studies])
+    blind = encoder.encode_studies([[_without_condition(image)] for image in probed])
     return _Part(
         study=found.study.astype(np.float64),
-        series=blind.series.astype(np.float64),
+        series=found.series.astype(np.float64),
+        probed=blind.series.astype(np.float64),
         image=found.projected.astype(np.float64),
     )
 
@@ -183,9 +190,11 @@ def _without_condition(image: SeriesImage) -> SeriesImage:
 
 def _join(parts: Sequence[_Part]) -> Embeddings:
     if not parts:
-        return Embeddings(study_ND=np.zeros((0, 1)), series_MD=np.zeros((0, 1)), image_NE=np.zeros((0, 1)))
+        none = np.zeros((0, 1))
+        return Embeddings(study_ND=none, series_MD=none, probed_PD=none, image_NE=none)
     return Embeddings(
         study_ND=np.concatenate([p.study for p in parts]),
         series_MD=np.concatenate([p.series for p in parts]),
+        probed_PD=np.concatenate([p.probed for p in parts]),
         image_NE=np.concatenate([p.image for p in parts]),
     )

@@ -29,7 +29,7 @@ SCHEMA = pa.schema(
 def write_features(path: Path, cohort: Cohort, encoder: Embeddings, text_NE: Floats | None) -> None:
     """Write the features of an evaluation in one step.
 
-    A series row's features are those with contrast hidden from the encoder; it has no embedding.
+    A series' row has no embedding.
     """
     rows: list[dict[str, Any]] = []
     for row, study in enumerate(cohort.studies):

@@ -32,9 +32,9 @@ def study_headers(cohort: Cohort) -> FeatureTable:
 
 
 def series_headers(cohort: Cohort) -> FeatureTable:
-    """(M, C) protocol of each series, and its study's patient."""
+    """(P, C) protocol of the probed series, and its study's patient."""
     rows: list[Row] = []
-    for at, series in cohort.series:
+    for at, series in cohort.probed:
         study = cohort.studies[at]
         rows.append({**_patient(study), **_protocol(series), "contrast": str(series.contrast)})
     return FeatureTable.of(rows)

@@ -58,9 +58,11 @@ def _stride(shape: tuple[int, ...]) -> int:
     return step
 
 
-def series_table(statistics: Sequence[Floats]) -> FeatureTable:
-    """(M, C) the statistics of each series."""
-    return FeatureTable(columns=list(NAMES), values_NC=np.array(statistics).reshape(len(statistics), len(NAMES)))
+def series_table(cohort: Cohort, statistics: Sequence[Floats]) -> FeatureTable:
+    """(P, C) the statistics of the probed series, from those of all (M)."""
+    place = {(row, series.name): at for at, (row, series) in enumerate(cohort.series)}
+    chosen = [statistics[place[row, series.name]] for row, series in cohort.probed]
+    return FeatureTable(columns=list(NAMES), values_NC=np.array(chosen).reshape(len(chosen), len(NAMES)))
 
 
 def study_table(cohort: Cohort, statistics: Sequence[Floats]) -> FeatureTable:

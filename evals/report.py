@@ -77,7 +77,7 @@ def _summary(bars: Sequence[Bar]) -> str:
     met = sum(bool(b.met) for b in judged)
     rest = len(bars) - len(judged)
     open_words = f" {rest} could not be measured." if rest else ""
-    return f"{met} of {len(judged)} bars met, all fixed before the encoder was trained.{open_words}"
+    return f"{met} of {len(judged)} bars of the suite met.{open_words}"
 
 
 def _behind(results: Results) -> list[str]:

@@ -139,7 +139,7 @@ class SystemFeatures:
         study, series = TaskLevel.study, TaskLevel.series
         self._dense: dict[TaskLevel, dict[System, Floats]] = {
             study: {System.ENCODER: trained.study_ND, System.UNTRAINED: untrained.study_ND},
-            series: {System.ENCODER: trained.series_MD, System.UNTRAINED: untrained.series_MD},
+            series: {System.ENCODER: trained.probed_PD, System.UNTRAINED: untrained.probed_PD},
         }
         self._tables: dict[TaskLevel, dict[System, FeatureTable]] = {
             study: {
@@ -147,7 +147,7 @@ class SystemFeatures:
                 System.HEADER: study_headers(cohort),
             },
             series: {
-                System.INTENSITY: series_table(embedded.statistics),
+                System.INTENSITY: series_table(cohort, embedded.statistics),
                 System.HEADER: series_headers(cohort),
             },
         }

@@ -15,7 +15,7 @@ from fm.probes.types import Ints
 
 @dataclass(kw_only=True, slots=True)
 class Task:
-    """Rows of one task: of the studies, or of the series at series level."""
+    """Rows of one task: of the studies, or at series level of :attr:`evals.cohort.Cohort.probed`."""
 
     name: str
     config: TaskConfig
@@ -75,8 +75,8 @@ def build_task(name: str, config: TaskConfig, cohort: Cohort, suite: SuiteConfig
 def _rows(config: TaskConfig, cohort: Cohort) -> tuple[list[str | None], Ints]:
     inside = [config.region is None or s.region == config.region for s in cohort.studies]
     if config.level is TaskLevel.series:
-        words = [str(series.contrast) if inside[at] else None for at, series in cohort.series]
-        return words, cohort.series_study_M
+        words = [str(series.contrast) if inside[row] else None for row, series in cohort.probed]
+        return words, np.array([row for row, _ in cohort.probed], dtype=np.int64)
     studies = zip(cohort.studies, inside, strict=True)
     return [label_of(s, config.label) if ok else None for s, ok in studies], np.arange(len(cohort.studies))
 

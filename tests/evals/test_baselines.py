@@ -99,7 +99,10 @@ def test_study_statistics_have_one_slot_per_sequence_kind(some: Cohort) -> None:
     assert table.values_NC[at, table.columns.index("t1w:mean")] == first_t2 - 1
     without = next(i for i, s in enumerate(some.studies) if len(s.series) == 1)
     assert np.isnan(table.values_NC[without, table.columns.index("t2w:mean")])
-    assert series_table(statistics).values_NC[3, 0] == 3.0
+    probed = series_table(some, statistics).values_NC[:, 0]
+    assert len(probed) == 12
+    for value, (row, series) in zip(probed, some.probed, strict=True):
+        assert some.series[int(value)] == (row, series)
 
 
 def test_large_series_are_sampled_evenly(drawn: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:

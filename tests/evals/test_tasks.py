@@ -110,3 +110,40 @@ def test_tasks_that_make_no_sense_are_refused(values: dict[str, Any]) -> None:
 def test_suites_that_make_no_sense_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         SuiteConfig(**values)
+
+
+def test_a_series_task_takes_one_series_of_each_study_whatever_the_others_are() -> None:
+    from fm.data.sample import Contrast, Plane, Role, SeriesMeta
+
+    def series(name: str, contrast: Contrast) -> SeriesMeta:
+        return SeriesMeta(
+            name=name,
+            contrast=contrast,
+            role=Role.ORIGINAL,
+            plane=Plane.AXIAL,
+            shape=(1, 1, 1),
+            spacing_mm=(1.0, 1.0, 1.0),
+            affine=[[1.0, 0.0, 0.0, 0.0]] * 4,
+            slice_position_mm=[0.0],
+            slice_valid=[True],
+            frame_of_reference=0,
+            foreground=((0, 0, 0), (1, 1, 1)),
+            intensity_scale=1.0,
+            intensity_offset=0.0,
+            intensity_low=0.0,
+            intensity_high=1.0,
+        )
+
+    some = cohort([(f"p{i}", "head", i > 19, {}) for i in range(40)])
+    for i, study in enumerate(some.studies):
+        both = [series("t1w", Contrast.T1W), series("t2w", Contrast.T2W)]
+        study.series = both[: i % 3]
+    probed = some.probed
+    assert [row for row, _ in probed] == [i for i in range(40) if i % 3]
+    assert {s.contrast for _, s in probed} == {Contrast.T1W, Contrast.T2W}
+    assert some.without(["s1"]).probed[0][1] == probed[1][1]
+    task = build_task("t", TaskConfig(label="contrast", level=TaskLevel.series), some, SUITE)
+    assert isinstance(task, Task)
+    assert len(task.fit_rows) + len(task.test_rows) == len(probed)
+    words = [task.classes[k] for k in task.test_labels]
+    assert words == [str(probed[i][1].contrast) for i in task.test_rows]
