@@ -97,12 +97,12 @@ def run_workers(run_dir: Path, *, attempt: str, place: Topology, signal_lead_s: 
             preexec_fn=die_with_parent,
         )
         rows, notices = _follow(run_dir / METRICS), _follow_lines(run_dir / EVENTS)
-        with _forwarded(process):
+        with _forwarded(process) as forwarded:
             while process.poll() is None:
                 _show(view, rows, notices)
                 _wait(process)
         _show(view, rows, notices)
-    return _exit_code(run_dir, attempt, process.returncode)
+    return _exit_code(run_dir, attempt, process.returncode, stopped=bool(forwarded))
 
 
 def torchrun(place: Topology, signal_lead_s: int, worker: Sequence[str]) -> list[str]:
@@ -121,13 +121,16 @@ def torchrun(place: Topology, signal_lead_s: int, worker: Sequence[str]) -> list
     ]
 
 
-def _exit_code(run_dir: Path, attempt: str, returncode: int) -> int:
+def _exit_code(run_dir: Path, attempt: str, returncode: int, stopped: bool = False) -> int:
     verdict = read_verdict(run_dir, attempt)
     if verdict is not None and verdict.outcome is Outcome.DONE:
         return 0
     if verdict is not None and verdict.outcome is Outcome.REQUEUE:
         return REQUEUE_EXIT_CODE
     failures = [json.loads(path.read_text()) for path in (run_dir / ERRORS).glob(f"attempt-{attempt}-rank-*.json")]
+    if stopped and not any(failure["refused"] for failure in failures):
+        # The signal came before the workers could listen, or they were killed while saving: nothing committed is lost.
+        return REQUEUE_EXIT_CODE
     if not failures:
         raise WorkerError(
             f"the workers were killed (torchrun ended with {returncode}), perhaps for memory: lower "
@@ -154,16 +157,18 @@ def _locked(run_dir: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _forwarded(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Pass stop signals on to torchrun, which passes them on to the workers."""
+def _forwarded(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
+    """Pass stop signals on to torchrun, which passes them on to the workers; yields the signals that came."""
+    received: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
+        received.append(number)
         if process.poll() is None:
             process.send_signal(number)
 
     previous = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
     try:
-        yield
+        yield received
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -19,6 +19,7 @@ from fm.engine.module import StepResult, TrainingModule
 from fm.engine.signals import StopFlag
 from fm.engine.state import describe, load_checkpoint, save_checkpoint
 from fm.engine.tracker import Tracker
+from fm.engine.trainer import Stream
 from fm.objectives.student import StudentModule
 from fm.parallel.collectives import any_flag, gather_objects, rank, sum_over_ranks, world_size
 
@@ -132,7 +133,8 @@ class Recorder(pl.Callback):
         else:
             self._record_skip(result)
         if result.step % self._config.log_every_steps == 0 or not result.applied or result.step == module.max_steps:
-            row = self._row(result, module)
+            stream = trainer.train_dataloader
+            row = self._row(result, module, stream.wait_seconds if isinstance(stream, Stream) else 0.0)
             if self._metrics is not None and self._tracker is not None:
                 self._metrics.write(row)
                 self._tracker.log(row)
@@ -148,7 +150,7 @@ class Recorder(pl.Callback):
             self._metrics.close()
             self._tracker.close()
 
-    def _row(self, result: StepResult, module: TrainingModule) -> Row:
+    def _row(self, result: StepResult, module: TrainingModule, wait_seconds: float) -> Row:
         names = sorted(result.report)
         values = [result.loss, *(result.report[name].float() for name in names)]
         counts = torch.tensor([result.volumes, result.tokens], dtype=torch.float64)
@@ -172,7 +174,7 @@ class Recorder(pl.Callback):
             "volumes_per_s": volumes / max(result.seconds, 1e-9),
             "tokens_per_s": tokens / max(result.seconds, 1e-9),
             "step_s": result.seconds,
-            "data_wait_s": result.wait_seconds,
+            "data_wait_s": wait_seconds,
         }
 
     def _record_skip(self, result: StepResult) -> None:

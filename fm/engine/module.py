@@ -47,8 +47,7 @@ class StepResult:
     learning_rate: float = 0.0
     momentum: float = 0.0
     seconds: float = 0.0
-    wait_seconds: float = 0.0
-    """Time spent waiting for the batch."""
+    """Time since the step before, waiting and saving included."""
 
 
 class TrainingModule(pl.LightningModule):
@@ -131,7 +130,6 @@ class TrainingModule(pl.LightningModule):
 
     def training_step(self, batch: list[StudyBatch]) -> None:
         """One step on this rank's share of one global batch, in micro-batches: every rank steps, or none does."""
-        started = time.perf_counter()
         step = self.completed_steps
         self._seed(0)
         rate = learning_rate(self.optim, step, self.max_steps)
@@ -156,15 +154,13 @@ class TrainingModule(pl.LightningModule):
             learning_rate=rate,
             momentum=momentum,
             seconds=ended - self._ended,
-            wait_seconds=started - self._ended,
         )
         self._ended = ended
 
     def _direct(self, batch: StudyBatch) -> Forwarded:
         """Loss, report and backward pass of a single micro-batch."""
         teacher, objective = self._outside
-        # No autocast: the model casts its input to its own weights (bf16 student, float32 teacher), the losses are
-        # float32.
+        # No autocast: the model casts its input to its own weights, and the losses are float32.
         loss, report = self.engine(lambda: objective(self.student, teacher.module, batch, all_gather_with_grad))
         return loss, report, lambda: self.engine.backward(loss)
 
@@ -198,13 +194,15 @@ class TrainingModule(pl.LightningModule):
         backward()
         norm = None
         if not engine.zero_optimization():
-            # Without ZeRO DeepSpeed steps on whatever the gradient is. It is the same on all ranks after the all-
-            # reduce.
-            gradients = [p.grad for p in self.student.parameters() if p.grad is not None]
-            norm = float(torch.nn.utils.get_total_norm(gradients))
+            # Without ZeRO DeepSpeed steps on whatever the gradient is, the same on all ranks after their reduction.
+            parameters = [p for p in self.student.parameters() if p.grad is not None]
+            total = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            norm = float(total)
             if not math.isfinite(norm):
                 engine.zero_grad()
                 return False, norm
+            if self.optim.clip_norm > 0:
+                torch.nn.utils.clip_grads_with_norm_(parameters, self.optim.clip_norm, total)
         # With ZeRO the engine itself agrees over ranks that no gradient is inf or nan, else drops all of them.
         engine.step()
         if norm is None:

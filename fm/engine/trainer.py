@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -76,9 +77,16 @@ class Stream:
         """Take the micro-batches of the rest of the run, of which each step has `accumulation` in a row."""
         self._micros = micros
         self._accumulation = accumulation
+        self.wait_seconds = 0.0
+        """Time that the newest step's micro-batches took to arrive."""
 
     def __iter__(self) -> Iterator[list[StudyBatch]]:
         """The micro-batches of each step; nothing is read before the first is asked for."""
         micros = iter(self._micros)
-        while group := list(itertools.islice(micros, self._accumulation)):
+        while True:
+            started = time.perf_counter()
+            group = list(itertools.islice(micros, self._accumulation))
+            self.wait_seconds = time.perf_counter() - started
+            if not group:
+                return
             yield group

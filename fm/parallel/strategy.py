@@ -71,23 +71,34 @@ class CpuEngineStrategy(EngineStrategy):
 @contextmanager
 def _broadcast_of_scalars() -> Iterator[None]:
     """Let DeepSpeed broadcast scalar parameters: 0.19.8 views each weight as bytes, which fails for a scalar."""
+    from deepspeed import comm
     from deepspeed.runtime.engine import DeepSpeedEngine
+    from deepspeed.runtime.zero.partition_parameters import Init
 
-    original = DeepSpeedEngine._broadcast_model
+    broadcast_model, zero_init = DeepSpeedEngine._broadcast_model, Init._zero_init_param
 
     def broadcast(engine: Any) -> None:
-        scalars = [parameter for parameter in engine.module.parameters() if parameter.ndim == 0]
+        scalars = [p for p in engine.module.parameters() if p.ndim == 0 and not hasattr(p, "ds_id")]
         for parameter in scalars:
             parameter.data = parameter.data.view(1)
-        original(engine)
+        broadcast_model(engine)
         for parameter in scalars:
             parameter.data = parameter.data.view(())
 
-    DeepSpeedEngine._broadcast_model = broadcast
+    def partition(init: Any, parameter: Any) -> None:
+        if parameter.ndim or not parameter.numel():
+            zero_init(init, parameter)
+            return
+        group = init.get_partition_dp_group(parameter)
+        init._convert_to_deepspeed_param(parameter)
+        comm.broadcast(parameter.data, comm.get_global_rank(group, 0), group)
+        parameter.partition()
+
+    DeepSpeedEngine._broadcast_model, Init._zero_init_param = broadcast, partition
     try:
         yield
     finally:
-        DeepSpeedEngine._broadcast_model = original
+        DeepSpeedEngine._broadcast_model, Init._zero_init_param = broadcast_model, zero_init
 
 
 def make_strategy(
@@ -118,7 +129,8 @@ def make_strategy(
     plugin = EnginePrecision("bf16-mixed" if precision is Precision.bf16 else "32-true")
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch_size,
-        "gradient_clipping": clip_norm,
+        # Without ZeRO the training module clips: DeepSpeed's own clipping fails on scalar parameters there.
+        "gradient_clipping": clip_norm if stage > 0 else 0.0,
         "zero_allow_untested_optimizer": True,
         "zero_optimization": {
             "stage": stage,

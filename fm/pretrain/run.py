@@ -174,7 +174,9 @@ def _batches(
 
 
 def _finish(job: PretrainJob, run_dir: Path, verdict: Verdict) -> None:
-    if verdict.outcome is Outcome.DONE and not (run_dir / EXPORT).exists():
+    if verdict.outcome is Outcome.DONE:
+        # A run that was prolonged has an export of its earlier end.
+        shutil.rmtree(run_dir / EXPORT, ignore_errors=True)
         about, _ = read(run_dir / "run.yaml") if (run_dir / "run.yaml").is_file() else ({}, {})
         facts = {"commit": about.get("commit", "unknown"), "seed": job.seed}
         export_model(run_dir, run_dir / EXPORT, weights=job.trainer.export_weights, facts=facts)
@@ -182,15 +184,19 @@ def _finish(job: PretrainJob, run_dir: Path, verdict: Verdict) -> None:
 
 
 def _on_rank_0(action: Callable[[], T]) -> T:
-    """What rank 0's action returns, on every rank; its refusal is raised on every rank, so that none waits for it."""
-    result: tuple[T | None, UserError | None] = (None, None)
+    """What rank 0's action returns, on every rank; what it raises is raised everywhere, so that none waits for it."""
+    value: T | None = None
+    error: Exception | None = None
     if rank() == 0:
         try:
-            result = (action(), None)
-        except UserError as err:
-            result = (None, err)
-    value, error = broadcast_object(result)
+            value = action()
+        except Exception as err:
+            error = err
+    told = (type(error).__name__, str(error), isinstance(error, UserError)) if error is not None else None
+    value, told = broadcast_object((value, told))
     if error is not None:
         raise error
+    if told is not None:
+        raise UserError(told[1]) if told[2] else RuntimeError(f"rank 0 failed: {told[0]}: {told[1]}")
     barrier()
     return cast(T, value)

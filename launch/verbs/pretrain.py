@@ -30,7 +30,7 @@ def run(job: PretrainJob) -> int:
         print(f"trained {job.max_steps} steps, encoder in {run_dir / 'export'}")
         print(f"next: fm evaluate encoder={run_dir / 'export'} data.url={job.data.url}")
     else:
-        print(f"stopped and saved; next: fm pretrain run={run_dir} goes on")
+        print(f"stopped; next: fm pretrain run={run_dir} goes on from the last checkpoint")
     return code
 
 

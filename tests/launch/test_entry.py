@@ -94,3 +94,12 @@ def test_the_launching_process_loads_no_torch() -> None:
     code = "import sys, launch.verbs.pretrain, launch.verbs.export; print(json.dumps('torch' in sys.modules))"
     done = subprocess.run([sys.executable, "-c", f"import json; {code}"], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) is False
+
+
+def test_a_stop_before_anyone_listened_asks_to_be_run_again(tmp_path: Path) -> None:
+    assert entry._exit_code(tmp_path, "1", -15, stopped=True) == 75
+    record_error(tmp_path, "1", "1", RuntimeError("Connection closed by peer"))
+    assert entry._exit_code(tmp_path, "1", 1, stopped=True) == 75
+    record_error(tmp_path, "1", "0", UserError("no data there"))
+    with pytest.raises(WorkerError, match="no data there"):
+        entry._exit_code(tmp_path, "1", 1, stopped=True)
