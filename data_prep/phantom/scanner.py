@@ -150,7 +150,7 @@ class Camera:
     """Samples one patient's tissue map with a pose, for any number of series."""
 
     def __init__(self, anatomy: TissueMap, pose: Matrix, table: Matrix) -> None:
-        """Args: the tissue map, (4, 4) pose (RAS), (3,) shift of the scanner's origin (LPS mm)."""
+        """Take the patient's tissue map, their (4, 4) pose in RAS mm, and the (3,) shift of the origin in LPS mm."""
         shift = np.eye(4)
         shift[:3, 3] = -table
         self.anatomy = anatomy

@@ -118,7 +118,9 @@ def draw_protocol(rng: np.random.Generator, site: Site, head: bool) -> tuple[Wei
 
 def sequence(site: Site, weighting: Weighting, head: bool) -> Sequence:
     """The timing with which a site acquires a contrast; it is the site's habit, the same for all its patients."""
-    rng = np.random.default_rng([sum(site.code.encode()), list(W).index(weighting), int(head)])
+    # T1w is repeated unchanged after contrast agent, and ADC maps carry the timing of their diffusion series.
+    habit = {W.T1W_C: W.T1W, W.ADC: W.DWI}.get(weighting, weighting)
+    rng = np.random.default_rng([sum(site.code.encode()), list(W).index(habit), int(head)])
     low_field = site.field_t < 0.5
     jitter = float(rng.uniform(0.92, 1.08))
     if weighting in (W.T1W, W.T1W_C):
@@ -130,8 +132,6 @@ def sequence(site: Site, weighting: Weighting, head: bool) -> Sequence:
             flip_deg=150.0,
         )  # fmt: skip
     if weighting in (W.DWI, W.ADC):
-        # ADC maps are computed from the diffusion series and carry its timing.
-        rng = np.random.default_rng([sum(site.code.encode()), list(W).index(W.DWI), int(head)])
         return Sequence(
             weighting=weighting, kind=Kind.DIFFUSION, repetition_ms=round(float(rng.uniform(4500, 6500))),
             echo_ms=round(float(rng.uniform(70, 95))), b_values=(0, 1000),

@@ -72,7 +72,7 @@ class PhantomConfig:
     confound: Confound = Confound.none
     """Plants a shortcut: ties lesion prevalence to the site or to the sequences."""
     confound_strength: float = 0.8
-    """How far the tied prevalence moves: 1 leaves no lesions on one side, and all that fit on the other."""
+    """Prevalence p moves up on one side and down on the other by this times the smaller of p and 1 - p."""
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""

@@ -20,9 +20,9 @@ from data_prep.phantom import PhantomError, simulate
 from data_prep.phantom.plan import plan_population
 from data_prep.phantom.signal import Weighting
 from data_prep.phantom.sites import SITES
-from data_prep.phantom.study import Atlases, make_study
+from data_prep.phantom.study import Atlases, build_atlases, make_study
 from data_prep.phantom.volume import MASK_LABELS
-from fm.config.phantom import PhantomConfig
+from fm.config.phantom import PhantomConfig, Resolution
 
 STUDIES = 7
 
@@ -254,3 +254,21 @@ def test_noise_and_receive_field_can_be_switched_off(atlases: Atlases, tmp_path:
     means = [voxels[mask == MASK_LABELS[name]].mean() for name in ("white_matter", "grey_matter", "ventricle")]
     assert means[0] < means[1] < means[2]
     assert voxels[0, 0, 0] == 0
+
+
+@pytest.mark.full
+def test_full_resolution(tmp_path: Path) -> None:
+    config = PhantomConfig(
+        resolution=Resolution.full, head_share=1.0, lesion_prevalence=1.0, missing_slice_share=0.0, repeat_share=0.0
+    )
+    plan = next(p for p in plan_population(60, 0, config) if SITES[p.site].code == "BROW")
+    plan = replace(plan, series=plan.series[:1])
+    truth = make_study(plan, build_atlases(Resolution.full, head=True, abdomen=False), tmp_path, 0, config)["truth"]
+    (series,) = truth["series"]
+    ((voxels, affine),), _ = convert(tmp_path / series["folder"])
+    mask = nib.load(tmp_path / "masks" / truth["study_uid"] / f"{series['series_uid']}.nii.gz")
+    assert voxels.shape == mask.shape and np.allclose(affine, mask.affine, atol=1e-3)
+    assert nib.affines.voxel_sizes(affine) == pytest.approx([0.5, 0.5, 6.0], abs=1e-3)
+    brain = np.isin(np.asarray(mask.dataobj), [MASK_LABELS["white_matter"], MASK_LABELS["grey_matter"]])
+    assert 900 < brain.sum() * 0.5 * 0.5 * 6 / 1000 < 2300
+    assert series["lesion_voxels"] > 0
