@@ -58,8 +58,9 @@ def open_run(request: Request) -> Any:
 def start(verb: str, values: Plain, folder: Path, request: Request | None = None) -> Any:
     """Create a run folder for a new job and record its first attempt."""
     job = build(JOBS[verb], {**values, "run": str(folder)})
+    facts = _facts(verb, job)
     folder.mkdir(parents=True, exist_ok=True)
-    save(job, folder / RUN_FILE, **_facts(verb, job))
+    save(job, folder / RUN_FILE, **facts)
     _record(folder, {}, request)
     return job
 

@@ -29,13 +29,13 @@ class RunRow:
 def run(job: RunsJob) -> int:
     """Print the runs below a folder, newest first; returns the exit code."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     root = Path(job.folder)
     if not root.is_dir():
         raise UserError(f"folder={root}: no such folder; runs lie in ./runs unless run=DIR said otherwise")
     rows = sorted((row(file.parent) for file in root.rglob(RUN_FILE)), key=lambda found: found.started, reverse=True)
-    table = Table("run", "verb", "started (UTC)", "attempts", "step", "loss")
+    table = Table(Column("run", overflow="fold"), "verb", "started (UTC)", "attempts", "step", "loss")
     for found in rows:
         step, loss = "" if found.step is None else str(found.step), "" if found.loss is None else f"{found.loss:.4f}"
         table.add_row(str(found.folder), found.verb, found.started[:19], str(found.attempts), step, loss)

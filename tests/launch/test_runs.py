@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from fm.config.compose import expand, parse
-from fm.config.errors import ConfigError
+from fm.config.errors import ConfigError, UserError
 from fm.config.load import load
 from fm.config.root import PretrainJob
 from launch import runs
@@ -126,9 +126,12 @@ def test_a_run_of_another_verb_is_refused() -> None:
         runs.open_run(parse("evaluate", ["run=r", "data.url=x", "encoder=e"]))
 
 
-def test_nothing_is_written_where_the_configuration_is_wrong() -> None:
+def test_nothing_is_written_where_configuration_or_data_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "data.url" in refused("run=r")
-    assert not Path("r").exists()
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="not a dataset"):
+        open_run("data.url=/no/such/dataset", "run=/no/such/run")
+    assert not Path("r").exists() and not Path("/no").exists()
 
 
 def test_a_torn_last_attempt_is_left_out() -> None:
