@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import multiprocessing.connection
 import os
 import resource
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -95,10 +97,19 @@ class Workers:
 
 
 def _initialise(memory_limit_gib: float) -> None:
-    """Settings of a worker: bounded memory, no header text in warnings, interrupts left to the parent."""
+    """Settings of a worker: bounded memory, no header text in warnings, interrupts left to the parent, no afterlife."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     silence_pydicom()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     limit = int(memory_limit_gib * 2**30)
     with contextlib.suppress(ValueError, OSError):  # not every system bounds address space
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for its next job for ever: each holds the queue's other end open."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)

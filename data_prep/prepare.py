@@ -109,7 +109,7 @@ def prepare(
             fingerprint=_fingerprint(inventory, input, reports, labels, config, keyring),
         )
         summary = _finished(inputs) or _make(inputs, binary, pool, bar)
-    if summary.unknown_reports and config.unknown_reports is UnknownReports.refuse:
+    if summary.unknown_reports and config.unknown_reports == UnknownReports.refuse:
         raise UserError(
             f"{len(summary.unknown_reports)} of the reports name a study that is not in the input (first: row "
             f"{summary.unknown_reports[0]}); {out} is finished without them: mend the file and choose a new out, or "

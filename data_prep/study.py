@@ -177,7 +177,7 @@ def _convert(sample: _Sample, uid: str, number: int, stack: Stack) -> _Converted
     try:
         volumes = convert(headers, sample.job.binary, config.convert_timeout_s)
         gaps = int(sum((~volume.slice_valid).sum() for volume in volumes))
-        if gaps and config.gaps is Gaps.quarantine:
+        if gaps and config.gaps == Gaps.quarantine:
             raise QuarantineError(Reason.MISSING_SLICES)
     except QuarantineError as err:
         sample.quarantine(err.reason, len(headers), "series", uid, str(number))
@@ -194,7 +194,7 @@ def _store(sample: _Sample, converted: _Converted) -> None:
     """Normalise and name the volumes of a stack; its files count as used once one of them is stored."""
     scan, config = converted.scan, sample.job.config
     volumes = converted.volumes
-    if config.volumes is Volumes.mean:
+    if config.volumes == Volumes.mean:
         volumes = mean_volumes(volumes)
     stored, failure = 0, None
     for volume in volumes:

@@ -1,0 +1,370 @@
+"""The whole preparation: accounts, resumption, refusals; rows 18, 19, 22 and 24 of the fault battery."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pydicom
+import pytest
+import webdataset
+from pydicom.data import get_testdata_file
+
+from data_prep import shards
+from data_prep.keys import Keyring
+from data_prep.prepare import prepare, split_patients
+from data_prep.summary import PrepareSummary
+from fm.config.errors import UserError
+from fm.config.prepare import PrepareConfig
+from fm.data.codec import decode_volume
+from fm.data.index import Manifest
+from fm.data.verify import verify
+
+from .conftest import MakeSeries, edit, head, uid
+
+STUDIES = tuple("abcdef")
+
+
+@pytest.fixture
+def archive(make_series: MakeSeries, tmp_path: Path) -> Path:
+    """Six small studies of five patients under ``in``, with reports and labels beside it."""
+    with (
+        (tmp_path / "reports.csv").open("w", newline="") as one,
+        (tmp_path / "labels.csv").open("w", newline="") as two,
+    ):
+        reports, labels = csv.writer(one), csv.writer(two)
+        reports.writerow(("study_uid", "accession", "patient_id", "text"))
+        labels.writerow(("study_uid", "lesion", "lesion_side", "remark"))
+        for number, name in enumerate(STUDIES):
+            patient = f"P{min(number, 4)}000"
+            make_series(folder=f"in/{name}", study=name, patient=patient, volume=head(seed=number))
+            reports.writerow((uid(name), "", patient, f"FINDINGS: Lesion {number}, Dr. Thornton.\nIMPRESSION: Seen."))
+            labels.writerow((uid(name), number % 2, "left", "free text"))
+    return tmp_path
+
+
+def run(archive: Path, out: str = "out", workers: int = 1, **settings: object) -> PrepareSummary:
+    config = PrepareConfig(key_file=str(archive / "key"), **settings)  # type: ignore[arg-type]
+    reports, labels = str(archive / "reports.csv"), str(archive / "labels.csv")
+    return prepare(str(archive / "in"), reports, labels, str(archive / out), config, workers)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_an_archive_becomes_a_dataset(archive: Path) -> None:
+    shutil.copy(str(get_testdata_file("MR_truncated.dcm")), archive / "in" / "broken.dcm")
+    shutil.copy(str(get_testdata_file("reportsi.dcm")), archive / "in" / "report.dcm")
+    (archive / "in" / "notes.txt").write_text("not an image")
+    summary = run(archive)
+    assert (summary.files, summary.used) == (39, 36)
+    assert summary.excluded == {"non_dicom": 1, "structured_report": 1}
+    assert summary.quarantined == {"truncated": 1}
+    assert summary.files == summary.used + sum(summary.excluded.values()) + sum(summary.quarantined.values())
+    assert (summary.studies, summary.patients, summary.series, summary.volumes, summary.members) == (6, 5, 6, 6, 6)
+    assert (summary.reports, summary.labelled, summary.contrasts) == (6, 6, {"t2w": 6})
+    assert summary.splits == {"train": 5, "test": 1} or summary.splits == {"train": 4, "test": 2}
+    out = archive / "out"
+    assert verify(str(out)).problems == []
+    assert sorted(p.name for p in out.iterdir()) == [
+        "manifest.json",
+        "prepare.json",
+        "quarantine.jsonl",
+        "samples.parquet",
+        "shard-000000.tar",
+    ]
+    manifest = Manifest.open(str(out))
+    assert manifest.dataset_id == summary.dataset_id
+    (line,) = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
+    assert (line["kind"], line["reason"], line["files"]) == ("file", "truncated", 1)
+    with Path(summary.link_table).open(newline="") as file:
+        table = {row["id"]: row["source"] for row in csv.DictReader(file)}
+    assert table[line["item"]].endswith("in/broken.dcm")
+    assert sorted(table[key] for key in manifest.keys) == sorted(uid(name) for name in STUDIES)
+    for key in manifest.keys:
+        number = [uid(name) for name in STUDIES].index(table[key])
+        study = manifest.study(key)
+        assert study.report is not None
+        assert study.report.findings == f"Lesion {number}, [removed]."
+        assert study.labels == manifest.sample(key).labels == {"lesion": number % 2, "lesion_side": "left"}
+        assert decode_volume(manifest.read(key, "t2w.b2")).shape == (6, 48, 40)
+
+
+def test_a_patient_is_in_one_split(archive: Path) -> None:
+    run(archive, test_fraction=0.4)
+    split: dict[str, set[str]] = {}
+    samples = Manifest.open(str(archive / "out")).samples
+    for sample in samples:
+        split.setdefault(sample.patient, set()).add(sample.split)
+    assert all(len(where) == 1 for where in split.values())
+    assert sum("test" in where for where in split.values()) == 2
+
+
+def test_a_plain_webdataset_reader_iterates_the_shards(archive: Path) -> None:
+    summary = run(archive, shard_mib=1)
+    urls = [str(path) for path in sorted((archive / "out").glob("*.tar"))]
+    found = list(webdataset.WebDataset(urls, shardshuffle=False, empty_check=False))
+    assert len(found) == summary.studies
+    assert all(set(sample) >= {"__key__", "json", "t2w.b2"} for sample in found)
+
+
+def test_the_same_input_and_key_give_the_same_bytes_for_any_number_of_workers(archive: Path) -> None:
+    run(archive, "one", workers=1)
+    run(archive, "two", workers=2)
+    one, two = contents(archive / "one"), contents(archive / "two")
+    assert one == two
+
+
+def test_run_again_returns_at_once_and_other_settings_are_refused(archive: Path) -> None:
+    first = run(archive)
+    before = contents(archive / "out")
+    assert run(archive) == first
+    assert contents(archive / "out") == before
+    with pytest.raises(UserError, match="holds another dataset"):
+        run(archive, quantisation_bits=8)
+
+
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shard for every two studies."""
+    monkeypatch.setattr(shards.ShardBuilder, "shard_bytes", property(lambda _: 20_000, lambda *_: None), raising=False)
+
+
+def test_row_22_killed_in_the_middle_of_a_shard(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_shards(monkeypatch)
+    run(archive, "whole")
+    whole = contents(archive / "whole")
+    assert len([name for name in whole if name.endswith(".tar")]) == 3
+    (archive / "kill.py").write_text(KILLED)
+    key, out = archive / "key", archive / "out"
+    command = [sys.executable, str(archive / "kill.py"), str(archive), str(key), str(out)]
+    process = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, check=False)
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    left = {path.name for path in out.rglob("*") if path.is_file()}
+    assert "shard-000000.tar" in left and "manifest.json" not in left and "shard.tmp" in left
+    first = (out / "shard-000000.tar").stat().st_mtime_ns
+    run(archive)
+    assert contents(out) == whole
+    assert (out / "shard-000000.tar").stat().st_mtime_ns == first, "a finished shard is not made again"
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, os.getcwd())
+from pathlib import Path
+from data_prep import shards
+from data_prep.prepare import prepare
+from fm.config.prepare import PrepareConfig
+
+if __name__ == "__main__":
+    folder, key, out = map(Path, sys.argv[1:])
+    shards.ShardBuilder.shard_bytes = property(lambda _: 20_000, lambda *_: None)
+    add, count = shards.ShardBuilder.add, []
+    def counted(self, result):
+        count.append(add(self, result))
+        if len(count) == 3:
+            self._file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+    shards.ShardBuilder.add = counted
+    tables = (str(folder / "reports.csv"), str(folder / "labels.csv"))
+    prepare(str(folder / "in"), *tables, str(out), PrepareConfig(key_file=str(key)), 1)
+"""
+
+
+def test_row_24_disk_full(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_shards(monkeypatch)
+    run(archive, "whole")
+    real, calls = os.fsync, []
+
+    def full(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) > 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"the disk is full while writing .*out: 1 finished shards are kept"):
+        run(archive)
+    monkeypatch.setattr(os, "fsync", real)
+    assert not (archive / "out" / "manifest.json").exists()
+    run(archive)
+    assert contents(archive / "out") == contents(archive / "whole")
+
+
+def test_a_changed_input_starts_afresh(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_shards(monkeypatch)
+    with monkeypatch.context() as broken:
+        broken.setattr("data_prep.prepare._publish", _stop)
+        with pytest.raises(InterruptedError):
+            run(archive)
+    shutil.rmtree(archive / "in" / "c")
+    assert run(archive, unknown_reports="allow").studies == 5
+    assert verify(str(archive / "out")).problems == []
+
+
+def _stop(*_: object) -> None:
+    raise InterruptedError
+
+
+def test_a_damaged_finished_shard_is_made_again(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_shards(monkeypatch)
+    run(archive, "whole")
+    with monkeypatch.context() as broken:
+        broken.setattr("data_prep.prepare._publish", _stop)
+        with pytest.raises(InterruptedError):
+            run(archive)
+    shard = archive / "out" / "shard-000001.tar"
+    payload = bytearray(shard.read_bytes())
+    payload[5000] ^= 1
+    shard.write_bytes(bytes(payload))
+    run(archive)
+    assert contents(archive / "out") == contents(archive / "whole")
+
+
+@pytest.mark.parametrize("kind", ["empty", "text", "missing"])
+def test_no_dicom_is_one_clear_line(tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "in"
+    if kind != "missing":
+        folder.mkdir()
+    if kind == "text":
+        (folder / "a.txt").write_text("x")
+    with pytest.raises(UserError, match=r"is not a folder|holds no DICOM") as caught:
+        prepare(str(folder), None, None, str(tmp_path / "out"), PrepareConfig(), 1)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_reports_file_is_one_clear_line(archive: Path) -> None:
+    (archive / "reports.csv").unlink()
+    with pytest.raises(UserError, match=r"reports=.*does not exist"):
+        run(archive)
+
+
+def test_a_report_for_an_unknown_study_fails_after_the_work(archive: Path) -> None:
+    with (archive / "reports.csv").open("a") as file:
+        file.write("1.2.3,,P1,Normal brain.\n")
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"1 of the reports name a study .*row 7.*is finished without them"):
+            run(archive)
+        assert len(Manifest.open(str(archive / "out"))) == 6
+    assert run(archive, unknown_reports="allow").unknown_reports == [7]
+
+
+def test_nothing_usable_is_one_clear_line_and_leaves_the_quarantine(archive: Path) -> None:
+    for path in (archive / "in").rglob("*.dcm"):
+        edit(path, PixelSpacing=None)
+    with pytest.raises(UserError, match="nothing could be prepared: 36 files are quarantined"):
+        run(archive)
+    lines = [json.loads(line) for line in (archive / "out" / "quarantine.jsonl").read_text().splitlines()]
+    assert [line["reason"] for line in lines] == ["no_geometry"] * 6
+
+
+def test_row_18_odd_folders(archive: Path) -> None:
+    folder = archive / "in"
+    (folder / "loop").symlink_to(folder)
+    (folder / "dangling.dcm").symlink_to(folder / "nowhere")
+    os.mkfifo(folder / "pipe.dcm")
+    many = folder / "many"
+    many.mkdir()
+    for number in range(500):
+        (many / f"{number}.txt").write_text("x")
+    summary = run(archive)
+    assert summary.excluded == {"non_dicom": 500, "not_a_file": 1}
+    assert summary.quarantined == {"unreadable": 1}
+    assert summary.used == 36
+
+
+CANARIES = ("Zqxcanary", "ZQX", "zqx")
+
+
+def test_row_19_canaries_in_headers_names_and_reports(archive: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Every text element of the header, private and nested ones, names of files and folders, preamble and report."""
+    for path in sorted((archive / "in" / "a").iterdir()):
+        ds = pydicom.dcmread(path)
+        for name in (
+            "PatientName",
+            "PatientID",
+            "AccessionNumber",
+            "InstitutionName",
+            "StudyDescription",
+            "StationName",
+        ):
+            setattr(ds, name, "Zqxcanary")
+        for name in (
+            "SeriesDescription",
+            "ProtocolName",
+            "Manufacturer",
+            "BodyPartExamined",
+            "SequenceName",
+            "PatientComments",
+        ):
+            setattr(ds, name, "Zqxcanary T2")
+        block = ds.private_block(0x0099, "ZQX CREATOR", create=True)
+        block.add_new(1, "LO", "Zqxcanary")
+        nested = pydicom.Dataset()
+        nested.PatientName = "Zqxcanary^Nested"
+        ds.ReferencedPatientSequence = [nested]
+        ds.PatientBirthDate, ds.StudyDate = "19111111", "20111111"
+        ds.preamble = b"Zqxcanary".ljust(128, b"\0")
+        ds.file_meta.SourceApplicationEntityTitle = "ZQXCANARY"
+        ds.save_as(path)
+    (archive / "in" / "a").rename(archive / "in" / "Zqxcanary_Patient")
+    broken = archive / "in" / "Zqxcanary.dcm"
+    broken.write_bytes(b"Zqxcanary")
+    rows = (
+        (archive / "reports.csv")
+        .read_text()
+        .replace("P0000", "Zqxcanary")
+        .replace("Lesion 0", "Lesion 0 of Mr ZQXCANARY")
+    )
+    (archive / "reports.csv").write_text(rows)
+    run(archive)
+    said = capfd.readouterr()
+    texts = {"stdout": said.out.encode(), "stderr": said.err.encode(), **contents(archive / "out")}
+    manifest = Manifest.open(str(archive / "out"))
+    for sample in manifest.samples:
+        texts[sample.key] = manifest.read(sample.key, "json") + repr(sample).encode()
+    leaks = [name for name, text in texts.items() for canary in CANARIES if canary.encode() in text]
+    leaks += [name for name, text in texts.items() if b"19111111" in text or b"20111111" in text]
+    assert leaks == []
+
+
+def test_the_split_meets_its_share_and_keeps_its_order(keyring: Keyring) -> None:
+    patients = [f"p{n}" for n in range(50)]
+    split = split_patients(patients, 0.4, 0, keyring)
+    assert sum(where == "test" for where in split.values()) == 20
+    fewer = split_patients(patients, 0.2, 0, keyring)
+    assert {p for p, where in fewer.items() if where == "test"} < {p for p, where in split.items() if where == "test"}
+    assert split_patients(patients[::-1], 0.4, 0, keyring) == split
+    assert split_patients(patients, 0.4, 1, keyring) != split
+    assert set(split_patients(patients, 0.0, 0, keyring).values()) == {"train"}
+    assert sorted(split_patients(["a", "b"], 0.01, 0, keyring).values()) == ["test", "train"]
+
+
+def test_real_mri_is_accounted_for(mri_dev: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    summary = prepare(str(mri_dev / "dicom"), None, None, out, PrepareConfig(), 2)
+    assert (summary.files, summary.used, summary.quarantined, summary.excluded) == (241, 241, {}, {})
+    assert (summary.series, summary.volumes, summary.members) == (10, 29, 29)
+    assert summary.contrasts == {"bold": 4, "dwi": 17, "flair": 2, "pd": 1, "t1w": 3, "t2w": 2}
+    assert (summary.studies, summary.patients) == (5, 5)
+    assert verify(out).problems == []
+    manifest = Manifest.open(out)
+    ages = sorted(str(manifest.study(key).age) for key in manifest.keys)
+    assert ages == ["41", "44", "None", "None", "None"]
+
+
+def test_object_storage_gets_the_same_dataset(archive: Path) -> None:
+    local = run(archive)
+    config = PrepareConfig(key_file=str(archive / "key"))
+    tables = (str(archive / "reports.csv"), str(archive / "labels.csv"))
+    remote = prepare(str(archive / "in"), *tables, "memory://bucket/prepared", config, 1)
+    assert remote.dataset_id == local.dataset_id == Manifest.open("memory://bucket/prepared").dataset_id
+    assert verify("memory://bucket/prepared").problems == []
