@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from evals.embedding import file_hash, read_images
 from evals.features import merge, write_rows
 from evals.workers import in_workers
@@ -96,12 +94,6 @@ def embed(encoder: Path, sources: Sequence[Source], out: Path, progress: Callabl
     merge(sorted(parts.glob("*.parquet")), out)
     shutil.rmtree(parts)
     return len(sources)
-
-
-def read_features(path: Path) -> list[dict[str, Any]]:
-    """Rows of a file that :func:`embed` or an evaluation wrote."""
-    rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
-    return rows
 
 
 def _rows(encoder: Encoder, sources: Sequence[Source]) -> Iterator[dict[str, Any]]:

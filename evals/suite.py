@@ -66,13 +66,8 @@ def evaluate(
     trained = load_encoder(encoder)
     manifest = Manifest.open(data_url)
     cohort = read_cohort(manifest)
-    embedded = embed_cohort(
-        manifest,
-        cohort,
-        [trained, untrained_like(trained, suite.seed)],
-        suite.batch_studies,
-        lambda done: tell("embed", done, len(cohort.studies)),
-    )
+    both, total = [trained, untrained_like(trained, suite.seed)], len(cohort.studies)
+    embedded = embed_cohort(manifest, cohort, both, suite.batch_studies, lambda done: tell("embed", done, total))
     cohort = embedded.cohort
     texts = [matching_text(study) for study in cohort.studies]
     text_NE = embed_texts(trained, texts)
@@ -86,10 +81,10 @@ def evaluate(
         clock.lap("Retrieval")
     run_dir.mkdir(parents=True, exist_ok=True)
     write_features(run_dir / "features.parquet", cohort, embedded.encoders[0], text_NE)
-    facts, run_values = _run_file(run_dir)
     shown = _shown_keys(cohort)
     pictures = _pictures(manifest, cohort, [*shown, *(e.key for e in examples)])
     clock.lap("Pictures and features")
+    facts, run_values = _run_file(run_dir)
     results = Results(
         created_utc=datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
         commit=str(facts.get("commit") or "not recorded"),
@@ -107,11 +102,14 @@ def evaluate(
         run=run_values,
     )
     results.write(run_dir / "results.json")
-    page = run_dir / "report.html"
-    partial = page.with_name(page.name + ".tmp")
-    partial.write_text(render(results, pictures, shown), encoding="utf-8")
-    partial.replace(page)
+    _write_page(run_dir / "report.html", render(results, pictures, shown))
     return results
+
+
+def _write_page(path: Path, page: str) -> None:
+    partial = path.with_name(path.name + ".tmp")
+    partial.write_text(page, encoding="utf-8")
+    partial.replace(path)
 
 
 def _run_tasks(

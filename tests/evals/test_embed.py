@@ -2,20 +2,27 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import nibabel
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
-from evals.embed import EmbedError, embed, nifti_sources, read_features, shard_sources
+from evals.embed import EmbedError, embed, nifti_sources, shard_sources
 from fm.models.encoder import load_encoder
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+    return rows
 
 
 def test_shards_give_a_row_per_study_and_per_series(drawn: SimpleNamespace, encoder_dir: Path, tmp_path: Path) -> None:
     url = drawn.write_dataset(tmp_path / "shards", 20)
     out = tmp_path / "features.parquet"
     assert embed(encoder_dir, shard_sources(url), out) == 20
-    rows = read_features(out)
+    rows = read(out)
     studies = [row for row in rows if not row["series"]]
     assert [row["key"] for row in studies] == [f"study{i:03d}" for i in range(20)]
     assert {row["series"] for row in rows} == {"", "t1w", "t2w"}
@@ -28,7 +35,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_rows(
     url = drawn.write_dataset(tmp_path / "shards", 40)
     whole = tmp_path / "whole.parquet"
     embed(encoder_dir, shard_sources(url), whole)
-    read = 0
+    reads = 0
 
     def killed(done: int) -> None:
         if done == 32:
@@ -43,14 +50,14 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_rows(
         original = source.read
 
         def counted(original: object = original) -> object:
-            nonlocal read
-            read += 1
+            nonlocal reads
+            reads += 1
             return original()  # type: ignore[operator]
 
         source.read = counted
     embed(encoder_dir, sources, out)
-    assert read <= 8
-    assert read_features(out) == read_features(whole)
+    assert reads <= 8
+    assert read(out) == read(whole)
 
 
 def test_a_nifti_file_embeds_as_the_encoder_does(drawn: SimpleNamespace, encoder_dir: Path, tmp_path: Path) -> None:
@@ -59,7 +66,7 @@ def test_a_nifti_file_embeds_as_the_encoder_does(drawn: SimpleNamespace, encoder
     file = tmp_path / "in" / "deep" / "scan.nii.gz"
     nibabel.save(nibabel.Nifti1Image(values.transpose(2, 1, 0), np.diag([4.0, 4.0, 5.0, 1.0])), file)
     embed(encoder_dir, nifti_sources(tmp_path / "in"), tmp_path / "out.parquet")
-    study, series = read_features(tmp_path / "out.parquet")
+    study, series = read(tmp_path / "out.parquet")
     assert (study["key"], study["series"], series["series"]) == ("deep/scan", "", "image")
     assert study["embedding"] == pytest.approx(load_encoder(encoder_dir).embed(file).tolist(), abs=1e-5)
     assert study["text_embedding"] is None

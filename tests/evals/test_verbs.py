@@ -3,13 +3,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
-from evals.embed import read_features
 from launch.verbs.main import main
 
 FEW = ["suite.bootstrap_draws=50", "suite.folds=2", "suite.linear_c=[0.1]", "suite.neighbours=[5]"]
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+    return rows
 
 
 def test_fm_evaluate_prints_tables_verdicts_and_paths(
@@ -38,7 +44,7 @@ def test_fm_embed_reads_shards_and_names_what_it_wrote(
 ) -> None:
     url, out = drawn.write_dataset(tmp_path / "shards", 6), tmp_path / "out.parquet"
     assert main(["embed", f"encoder={encoder_dir}", f"input={url}", f"out={out}"]) == 0
-    assert len([row for row in read_features(out) if not row["series"]]) == 6
+    assert len([row for row in read(out) if not row["series"]]) == 6
     assert str(out) in capsys.readouterr().out
     assert main(["embed", f"encoder={encoder_dir}", f"input={url}", f"out={out}"]) == 1
     assert "exists" in capsys.readouterr().err
@@ -56,7 +62,7 @@ def test_fm_embed_prepares_a_folder_of_dicom(
     out = tmp_path / "out.parquet"
     dicom = mri_dev / "dicom" / "icometrix-Hitachi"
     assert main(["embed", f"encoder={encoder_dir}", f"input={dicom}", f"out={out}"]) == 0
-    rows = read_features(out)
+    rows = read(out)
     assert len([row for row in rows if not row["series"]]) == 1 and len(rows) == 2
     assert (tmp_path / "out.parquet.shards" / "manifest.json").is_file()
 
