@@ -50,7 +50,7 @@ class TrainerConfig:
     """DeepSpeed stage and precision, checkpoints, logging."""
 
     stage: int = 2
-    """DeepSpeed ZeRO stage: 0 replicates, 1 shards optimiser states, 2 gradients too, 3 parameters too."""
+    """DeepSpeed ZeRO stage: 0 replicates, 1 shards optimiser states, 2 gradients too."""
     precision: Precision = Precision.auto
     device: Device = Device.auto
     deterministic: bool = False
@@ -74,12 +74,12 @@ class TrainerConfig:
 
         ZeRO-0 with bf16 keeps no float32 masters (the weights drift; 17 % off after 10 steps), so it is refused.
         """
-        if self.stage not in (0, 1, 2, 3):
-            raise ConfigError(f"trainer.stage={self.stage} is no ZeRO stage: use 0, 1, 2 or 3")
+        if self.stage not in (0, 1, 2):
+            raise ConfigError(f"trainer.stage={self.stage}: this version shards up to gradients; use 0, 1 or 2")
         if self.stage == 0 and self.precision is Precision.bf16:
             raise ConfigError(
                 "trainer.stage=0 with trainer.precision=bf16 has no float32 master weights: "
-                "use trainer.stage=1, 2 or 3, or trainer.precision=fp32"
+                "use trainer.stage=1 or 2, or trainer.precision=fp32"
             )
         for name, count in (
             ("checkpoint_every_steps", self.checkpoint_every_steps),

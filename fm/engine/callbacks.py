@@ -62,7 +62,7 @@ class Keeper(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Attach the engine, load the checkpoint, take the signals over from Lightning."""
         module = _training(pl_module)
-        module.attach(self._config.stage)
+        module.attach()
         if self._resume_from is not None:
             state = self._describe(module)
             module.completed_steps = load_checkpoint(

@@ -18,39 +18,31 @@ class Masters:
     master, so one gather per group and a view per parameter give the same numbers (a test compares the two).
     """
 
-    def __init__(self, engine: Any, module: nn.Module, stage: int) -> None:
+    def __init__(self, engine: Any, module: nn.Module) -> None:
         """Find where the masters live.
 
         Args:
             engine: the DeepSpeed engine, after its optimiser was built.
             module: the part of the engine's module whose masters are wanted; names are relative to it.
-            stage: ZeRO stage of the engine.
         """
         self._parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        self._stage = stage
         self._partitions: list[Tensor] = []
         self._flats: list[Tensor] = []
         self._views: dict[str, Tensor] = {}
-        first = next(iter(self._parameters.values()))
-        if stage in (1, 2) and first.dtype != torch.float32:
+        if next(iter(self._parameters.values())).dtype != torch.float32:
             self._map_groups(engine.optimizer)
 
     def read(self) -> dict[str, Tensor]:
         """Name → float32 master; views into buffers that the next call overwrites. A collective."""
-        if self._stage == 3:
-            from deepspeed.utils import safe_get_full_fp32_param
-
-            return {name: safe_get_full_fp32_param(p) for name, p in self._parameters.items()}
         if not self._views:
-            # fp32 below stage 3: every rank's parameters are the masters, DeepSpeed gathers them after each step.
+            # fp32: every rank's parameters are the masters, DeepSpeed gathers them after each step.
             return {name: p.detach() for name, p in self._parameters.items()}
         for partition, flat in zip(self._partitions, self._flats, strict=True):
             all_gather_flat(partition.detach(), flat)
         return self._views
 
     def _map_groups(self, optimizer: Any) -> None:
-        # ZeRO-1 with bf16 is DeepSpeed's BF16_Optimizer, everything else its ZeRO-1/2 optimiser: same layout, other
-        # names.
+        # ZeRO-1 with float32 sums of bf16 gradients is DeepSpeed's BF16_Optimizer: same layout, other names.
         if hasattr(optimizer, "single_partition_of_fp32_groups"):
             self._partitions = list(optimizer.single_partition_of_fp32_groups)
             low_flats = list(optimizer.bit16_groups_flat)

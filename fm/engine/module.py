@@ -112,10 +112,10 @@ class TrainingModule(pl.LightningModule):
         """The optimiser that DeepSpeed shards."""
         return build_optimizer(self.student, self.optim)
 
-    def attach(self, stage: int) -> None:
+    def attach(self) -> None:
         """Find the masters of the built engine and start the teacher at them; call once."""
         self.teacher.module.to(next(self.student.parameters()).device)
-        self._masters = Masters(self.engine, self.student, stage)
+        self._masters = Masters(self.engine, self.student)
         self.teacher.copy_from(self._masters.read())
 
     def transfer_batch_to_device(

@@ -134,7 +134,7 @@ def describe(*, step: int, stage: int, precision: str, dataset_id: str, student:
         precision=precision,
         world_size=world_size(),
         dataset_id=dataset_id,
-        parameters=sum(getattr(p, "ds_numel", p.numel()) for p in student.parameters() if p.requires_grad),
+        parameters=sum(p.numel() for p in student.parameters() if p.requires_grad),
     )
 
 

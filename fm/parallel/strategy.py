@@ -71,34 +71,23 @@ class CpuEngineStrategy(EngineStrategy):
 @contextmanager
 def _broadcast_of_scalars() -> Iterator[None]:
     """Let DeepSpeed broadcast scalar parameters: 0.19.8 views each weight as bytes, which fails for a scalar."""
-    from deepspeed import comm
     from deepspeed.runtime.engine import DeepSpeedEngine
-    from deepspeed.runtime.zero.partition_parameters import Init
 
-    broadcast_model, zero_init = DeepSpeedEngine._broadcast_model, Init._zero_init_param
+    original = DeepSpeedEngine._broadcast_model
 
     def broadcast(engine: Any) -> None:
-        scalars = [p for p in engine.module.parameters() if p.ndim == 0 and not hasattr(p, "ds_id")]
+        scalars = [parameter for parameter in engine.module.parameters() if parameter.ndim == 0]
         for parameter in scalars:
             parameter.data = parameter.data.view(1)
-        broadcast_model(engine)
+        original(engine)
         for parameter in scalars:
             parameter.data = parameter.data.view(())
 
-    def partition(init: Any, parameter: Any) -> None:
-        if parameter.ndim or not parameter.numel():
-            zero_init(init, parameter)
-            return
-        group = init.get_partition_dp_group(parameter)
-        init._convert_to_deepspeed_param(parameter)
-        comm.broadcast(parameter.data, comm.get_global_rank(group, 0), group)
-        parameter.partition()
-
-    DeepSpeedEngine._broadcast_model, Init._zero_init_param = broadcast, partition
+    DeepSpeedEngine._broadcast_model = broadcast
     try:
         yield
     finally:
-        DeepSpeedEngine._broadcast_model, Init._zero_init_param = broadcast_model, zero_init
+        DeepSpeedEngine._broadcast_model = original
 
 
 def make_strategy(
@@ -114,7 +103,7 @@ def make_strategy(
     """The strategy for one ZeRO stage, with its precision plugin.
 
     Args:
-        stage: ZeRO stage, 0–3.
+        stage: ZeRO stage, 0–2.
         precision: fp32 or bf16, resolved.
         device: cpu or cuda, resolved.
         micro_batch_size: studies per rank and forward pass (DeepSpeed only counts with it).

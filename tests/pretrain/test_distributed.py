@@ -80,7 +80,7 @@ def test_stages_agree(
     rows: Rows,
 ) -> None:
     """Every ZeRO stage: the teacher is the average of the masters, and the losses agree (bf16 has no stage 0)."""
-    stages = [0, 1, 2, 3] if precision == "fp32" else [1, 2, 3]
+    stages = [0, 1, 2] if precision == "fp32" else [1, 2]
     first = None
     for stage in stages:
         words = (f"trainer.stage={stage}", f"trainer.precision={precision}", "max_steps=10")
