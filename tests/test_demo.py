@@ -59,9 +59,11 @@ def test_the_report_is_one_file_with_the_figures_of_results_json(miniature_demo:
     manifest = json.loads((miniature_demo / "shards" / "manifest.json").read_text())
     assert manifest["dataset_id"] in page
     assert 'src="http' not in page and 'href="http' not in page
-    task = next(task for task in results["tasks"] if task["name"] == "contrast")
-    own = next(score for score in task["scores"] if score["probe"] == "linear" and score["system"] == "encoder")
-    assert f"{own['auroc']['value']:.3f}" in page
+    assert {"sex", "contrast"} <= {task["name"] for task in results["tasks"]}
+    assert results["retrieval"]
+    for task in results["tasks"]:
+        own = next(score for score in task["scores"] if score["probe"] == "linear" and score["system"] == "encoder")
+        assert f"{own['auroc']['value']:.3f}" in page
 
 
 def test_plain_transformers_loads_the_export_and_fm_embeds_a_nifti(miniature_demo: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
 import io
 import json
@@ -13,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
+from data_prep.keys import default_key_file
 from fm.config.errors import UserError
 from fm.config.load import plain
 from fm.config.root import DemoJob, EvaluateJob, PhantomJob, PrepareJob, PretrainJob
@@ -111,7 +113,7 @@ def stages(job: DemoJob, root: Path) -> list[Stage]:
     first = [] if own else [Stage("phantom", lambda: simulated, phantom)]
     return [
         *first,
-        Stage("prepare", lambda: prepared, shards),
+        Stage("prepare", lambda: prepared if own else _keyed(prepared, job.seed), shards),
         Stage("pretrain", lambda: _pretrain_job(job, str(shards)), pretrain, has_run=True),
         Stage("evaluate", lambda: evaluated, root / "evaluate", has_run=True),
     ]
@@ -128,6 +130,16 @@ def fit_batch(train_studies: int, global_batch_size: int, micro_batch_size: int)
     size = train_studies - train_studies % 2 if train_studies > 1 else 1
     share = max(1, size // 2)
     return size, max(n for n in range(1, min(micro_batch_size, share) + 1) if share % n == 0)
+
+
+def _keyed(job: PrepareJob, seed: int) -> PrepareJob:
+    """The preparation of simulated studies, its key made from the seed: nobody is to be protected, and equal seeds
+    then give equal splits."""
+    key = default_key_file(job.out)
+    if not job.prepare.key_file and not key.exists():
+        key.parent.mkdir(parents=True, exist_ok=True)
+        key.write_text(hashlib.sha256(f"phantom {seed}".encode()).hexdigest() + "\n", encoding="utf-8")
+    return job
 
 
 def _pretrain_job(job: DemoJob, url: str) -> PretrainJob:
