@@ -20,9 +20,11 @@ from fm.data.collate import pack
 from fm.data.views import Lattice, whole_view
 from fm.data.volume import SeriesImage, read_nifti
 from fm.models.config import FmConfig
+from fm.models.patch import ConvStem
 from fm.models.pool import GatedPool
+from fm.models.position import FourierPosition
 from fm.models.text import TextEncoder
-from fm.models.vit import LayerScale, VisionTransformer
+from fm.models.vit import Condition, LayerScale, VisionTransformer
 
 
 @dataclass(kw_only=True, slots=True)
@@ -76,7 +78,10 @@ class FmModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Linear maps N(0, 1/fan-in), embeddings and prefix tokens N(0, 0.02²), norms 1, biases 0."""
+        """Linear maps N(0, 1/fan-in), embeddings and prefix tokens N(0, 0.02²), norms 1, biases 0.
+
+        Position and spacing start small beside what a patch shows; the stem's contrasts start apart.
+        """
         if isinstance(module, nn.Linear):
             normal_(module.weight, std=module.in_features**-0.5)
             if module.bias is not None:
@@ -88,6 +93,12 @@ class FmModel(PreTrainedModel):
             zeros_(module.bias)
         elif isinstance(module, LayerScale):
             constant_(module.scale, self.config.layer_scale)
+        elif isinstance(module, FourierPosition):
+            normal_(module.linear.weight, std=0.3 * module.linear.in_features**-0.5)
+        elif isinstance(module, Condition):
+            normal_(module.spacing.weight, std=0.1)
+        elif isinstance(module, ConvStem):
+            normal_(module.film.weight, std=0.5)
         elif isinstance(module, VisionTransformer):
             normal_(module.prefix, std=self.config.initializer_range)
         elif isinstance(module, ContrastScale):

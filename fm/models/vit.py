@@ -134,14 +134,14 @@ class VisionTransformer(nn.Module):
 
     def forward(self, views: PackedTokens) -> VitOutput:
         """Encode every sequence of a pack."""
-        x_TD = self.stem(views.patches_TP.to(self.prefix.dtype))
+        lengths = views.lengths
+        sequences, device = len(lengths), views.patches_TP.device
+        sequence_T = torch.repeat_interleave(
+            torch.arange(sequences, device=device), views.offsets_S1.diff(), output_size=views.patches_TP.shape[0]
+        )
+        x_TD = self.stem(views.patches_TP.to(self.prefix.dtype), views.contrast_S.index_select(0, sequence_T))
         if self.absolute is not None:
             x_TD = x_TD + self.absolute(views.position_T3)
-        lengths = views.lengths
-        sequences, device = len(lengths), x_TD.device
-        sequence_T = torch.repeat_interleave(
-            torch.arange(sequences, device=device), views.offsets_S1.diff(), output_size=x_TD.shape[0]
-        )
         condition_SD = self.condition(views)
         # The gradient of a gather is a sum over tokens: float32, or bf16 would round it away.
         x_TD = x_TD + condition_SD.float().index_select(0, sequence_T).to(x_TD.dtype)
