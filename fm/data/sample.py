@@ -182,7 +182,8 @@ def check(meta: StudyMeta) -> None:
     names = [s.name for s in meta.series]
     if len(set(names)) != len(names):
         raise SampleError(f"study {meta.key}: series names repeat")
-    if isinstance(meta.age, str) and meta.age != "90+" or isinstance(meta.age, int | float) and not 0 <= meta.age < 90:
+    known_age = meta.age is None or (meta.age == "90+" if isinstance(meta.age, str) else 0 <= meta.age < 90)
+    if not known_age:
         raise SampleError(f"study {meta.key}: age {meta.age!r} is neither 0–89 years nor '90+'")
     for s in meta.series:
         where = f"study {meta.key}, series {s.name}"
