@@ -19,10 +19,9 @@ import pydicom
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
-from pydicom.tag import BaseTag
-from pydicom.uid import UID
 
 from data_prep.ledger import QuarantineError, Reason, Rule
+from data_prep.pixels import check_pixels
 from data_prep.tags import (
     DATE_TAGS,
     NUMBER_TAGS,
@@ -31,7 +30,6 @@ from data_prep.tags import (
     PLACE_TAGS,
     PRIVATE_B_VALUES,
     SCAN_TAGS,
-    SLICE_TAGS,
 )
 
 MAX_SLICE_VOXELS = 2**29
@@ -43,11 +41,9 @@ _IMAGE_CLASSES = {MR_IMAGE, ENHANCED_MR, LEGACY_ENHANCED_MR}
 _DICOMDIR = "1.2.840.10008.1.3.10"
 _SUFFIXES = {".dcm", ".ima", ".dic", ".dicom", ".mr"}
 
-_SLICE_NUMBERS = frozenset(BaseTag(tag_for_keyword(name) or 0) for name in SLICE_TAGS)
-_TAGS: list[Any] = [
-    *(SCAN_TAGS + PEOPLE_TAGS + NUMBER_TAGS + PLACE_TAGS + DATE_TAGS + OTHER_TAGS + SLICE_TAGS),
-    *PRIVATE_B_VALUES,
-]
+_SHARED_NUMBERS = frozenset(
+    tag_for_keyword(name) for name in SCAN_TAGS + PEOPLE_TAGS + NUMBER_TAGS + PLACE_TAGS + DATE_TAGS + OTHER_TAGS
+) | set(PRIVATE_B_VALUES)
 _CACHE_SIZE = 64
 
 
@@ -164,7 +160,8 @@ class HeaderReader:
 
     def _parse(self, file: BinaryIO, path: str) -> Header | Rule:
         try:
-            ds = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS, force=True)
+            # pydicom's own choice of elements is a search through a list: reading all is twice as fast
+            ds = pydicom.dcmread(file, stop_before_pixels=True, force=True)
             if str(ds.file_meta.get("MediaStorageSOPClassUID", "")) == _DICOMDIR:
                 return Rule.DICOMDIR
             shared = self._shared(ds)
@@ -173,7 +170,7 @@ class HeaderReader:
             instance_uid = str(ds.get("SOPInstanceUID", "") or "").strip()
             if not instance_uid:
                 raise QuarantineError(Reason.NO_UID)
-            _check_pixels(file, ds, path, shared.pixel_bytes)
+            check_pixels(file, ds, path, shared.pixel_bytes)
             return Header(
                 path=path,
                 study_uid=shared.study_uid,
@@ -198,7 +195,7 @@ class HeaderReader:
             raise QuarantineError(Reason.BAD_HEADER) from None
 
     def _shared(self, ds: Dataset) -> _Shared | Rule:
-        raw = tuple((tag, _raw(element)) for tag, element in ds.items() if tag not in _SLICE_NUMBERS)
+        raw = tuple((tag, _raw(element)) for tag, element in ds.items() if tag in _SHARED_NUMBERS)
         found = self._cache.get(raw)
         if found is None:
             found = _left_out(ds) or _shared(ds)
@@ -341,39 +338,6 @@ def _identity(ds: Dataset) -> Identity:
         age=str(ds.get("PatientAge", "") or ""),
         sex=str(ds.get("PatientSex", "") or ""),
     )
-
-
-def _check_pixels(file: BinaryIO, ds: Dataset, path: str, wanted: int) -> None:
-    """The pixel element must be there, whole, and encoded as the transfer syntax says."""
-    syntax = UID(str(ds.file_meta.get("TransferSyntaxUID", "1.2.840.10008.1.2")))
-    if not syntax.is_transfer_syntax or syntax.is_private:
-        raise QuarantineError(Reason.TRANSFER_SYNTAX)
-    if syntax.is_deflated:
-        return  # dcmread has inflated it whole: positions in the file mean nothing
-    order = "<" if syntax.is_little_endian else ">"
-    head = file.read(12)
-    if len(head) < 8:
-        raise QuarantineError(Reason.NO_PIXELS)
-    group, element = struct.unpack_from(order + "HH", head)
-    if (group, element) not in ((0x7FE0, 0x0010), (0x7FE0, 0x0008), (0x7FE0, 0x0009)):
-        raise QuarantineError(Reason.NO_PIXELS if group < 0x7FE0 else Reason.TRANSFER_SYNTAX)
-    explicit = not syntax.is_implicit_VR
-    if explicit and head[4:6] not in (b"OW", b"OB", b"OF", b"OD", b"UN"):
-        raise QuarantineError(Reason.TRANSFER_SYNTAX)
-    if explicit and len(head) < 12:
-        raise QuarantineError(Reason.TRUNCATED)
-    (length,) = struct.unpack_from(order + "I", head, 8 if explicit else 4)
-    start = file.tell() - len(head) + (12 if explicit else 8)
-    left = Path(path).stat().st_size - start
-    if syntax.is_compressed:
-        file.seek(start)
-        if length != 0xFFFFFFFF or file.read(4) != b"\xfe\xff\x00\xe0":
-            raise QuarantineError(Reason.TRANSFER_SYNTAX)
-        return
-    if length == 0xFFFFFFFF:
-        raise QuarantineError(Reason.TRANSFER_SYNTAX)
-    if min(left, length) < wanted:
-        raise QuarantineError(Reason.TRUNCATED)
 
 
 def words_of(value: Any) -> tuple[str, ...]:

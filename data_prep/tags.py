@@ -101,7 +101,5 @@ OTHER_TAGS = (
     "BurnedInAnnotation",
 )
 """What an image needs to be one."""
-SLICE_TAGS = ("SOPInstanceUID", "InstanceNumber", "ImagePositionPatient")
-"""What differs from slice to slice; the rest of a header is usually equal byte for byte within a series."""
 PRIVATE_B_VALUES = (BaseTag(0x0019100C), BaseTag(0x00651009))
 """B-value elements of Siemens and United Imaging."""
