@@ -75,7 +75,7 @@ def test_plain_transformers_loads_the_export_and_fm_embeds_a_nifti(miniature_dem
     nib.Nifti1Image(values, np.diag([3.0, 3.0, 5.0, 1.0])).to_filename(scan)
     encoder = fm.load_encoder(export)
     image, text = encoder.embed(scan), encoder.embed_text("No lesion.")
-    assert image.shape == text.shape == (128,)
+    assert image.shape == text.shape == (encoder.dim,)
     assert np.linalg.norm(image) == pytest.approx(1.0, abs=1e-3)
     assert np.allclose(encoder.embed(scan), image, atol=1e-5)
 

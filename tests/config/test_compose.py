@@ -3,11 +3,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
+from fm.config import registry
 from fm.config.compose import compose, composed_yaml, expand, parse
 from fm.config.errors import ConfigError
 from fm.config.model import VitTextConfig
 from fm.config.root import PretrainJob
+
+TINY_DIM = yaml.safe_load((registry.CONFIGS / "model" / "tiny.yaml").read_text())["dim"]
 
 
 def message(verb: str, *words: str) -> str:
@@ -23,7 +27,7 @@ def test_groups_then_experiment_then_command_line() -> None:
     mine = compose("pretrain", ["data.url=x", "experiment=demo", "model=base", "model.depth=3"])
     assert isinstance(base, PretrainJob)
     assert isinstance(base.model, VitTextConfig) and base.model.dim == 768
-    assert isinstance(tiny.model, VitTextConfig) and tiny.model.dim == 128
+    assert isinstance(tiny.model, VitTextConfig) and tiny.model.dim == TINY_DIM
     assert (mine.model.dim, mine.model.depth) == (768, 3)
 
 
@@ -166,4 +170,4 @@ def test_a_range_is_swept_and_an_interval_refused() -> None:
 def test_shown_configuration_marks_what_is_missing() -> None:
     text = composed_yaml(parse("pretrain", ["model=tiny"]))
     assert "url: ???" in text
-    assert "dim: 128" in text
+    assert f"dim: {TINY_DIM}" in text

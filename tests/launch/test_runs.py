@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from fm.config import registry
 from fm.config.compose import expand, parse
 from fm.config.errors import ConfigError, UserError
 from fm.config.load import load
@@ -14,6 +15,7 @@ from fm.config.root import PretrainJob
 from launch import runs
 
 TINY = ["experiment=demo"]
+TINY_DIM = yaml.safe_load((registry.CONFIGS / "model" / "tiny.yaml").read_text())["dim"]
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +103,7 @@ def test_from_run_repeats_a_run_in_a_new_folder() -> None:
     open_run("data.url=x", "run=r", "optim.warmup_steps=3", *TINY)
     open_run("run=r", "max_steps=9")
     job = open_run("from_run=r", "run=new")
-    assert (job.optim.warmup_steps, job.max_steps, job.model.dim, job.run) == (3, 9, 128, "new")
+    assert (job.optim.warmup_steps, job.max_steps, job.model.dim, job.run) == (3, 9, TINY_DIM, "new")
     assert yaml.safe_load(Path("new/run.yaml").read_text())["about"]["from_run"] == "r"
     other = open_run("from_run=r", "run=newer", "seed=5", "model=base")
     assert (other.seed, other.model.dim, other.optim.warmup_steps) == (5, 768, 3)
