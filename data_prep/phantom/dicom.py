@@ -137,7 +137,8 @@ def _patient(ds: Dataset, job: SeriesFiles) -> None:
     rng = np.random.default_rng([patient.number, 77])
     ds.PatientName = dicom_name(patient.name)
     ds.PatientID = patient.patient_id
-    ds.IssuerOfPatientID = SITES[job.plan.site].institution
+    # One number for a person in every hospital of the network: a repeat visit may be at another site.
+    ds.IssuerOfPatientID = "Northern Imaging Network"
     ds.PatientBirthDate = patient.birth_date.strftime("%Y%m%d")
     ds.PatientSex = patient.sex
     ds.PatientAge = f"{job.plan.age_years:03d}Y"

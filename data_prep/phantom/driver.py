@@ -8,9 +8,11 @@ import hashlib
 import json
 import logging
 import multiprocessing
+import multiprocessing.connection
 import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -140,6 +142,15 @@ _WORKER: tuple[Atlases, Path, int, PhantomConfig] | None = None
 def _start_worker(atlases: Atlases, out: Path, seed: int, config: PhantomConfig) -> None:
     global _WORKER
     _WORKER = (atlases, out, seed, config)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        # Without this, workers of a killed parent would work off their queue and then wait for ever.
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    multiprocessing.connection.wait([parent])
+    os._exit(1)
 
 
 def _work(plan: StudyPlan) -> int:

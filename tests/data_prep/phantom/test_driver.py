@@ -119,6 +119,7 @@ def test_labels_and_reports_have_their_columns(phantom: Any) -> None:
 
 
 def test_headers_tell_the_truth(phantom: Any) -> None:
+    issuers = set()
     for truth in phantom.truths:
         for series in truth["series"]:
             files = sorted((phantom.out / series["folder"]).iterdir())
@@ -127,6 +128,7 @@ def test_headers_tell_the_truth(phantom: Any) -> None:
             assert (ds.PatientID, str(ds.PatientName), ds.PatientSex) == (
                 truth["patient_id"], truth["patient_name"], truth["sex"],
             )  # fmt: skip
+            issuers.add(str(ds.IssuerOfPatientID))
             assert ds.PatientAge == f"{truth['age_years']:03d}Y"
             assert (ds.StudyInstanceUID, ds.SeriesInstanceUID) == (truth["study_uid"], series["series_uid"])
             assert (ds.Manufacturer, float(ds.MagneticFieldStrength)) == (truth["vendor"], truth["field_t"])
@@ -136,6 +138,8 @@ def test_headers_tell_the_truth(phantom: Any) -> None:
             assert (ds.get("InversionTime") is None) == (timing["inversion_ms"] is None)
             assert ("ContrastBolusAgent" in ds) == (series["contrast"] == "T1w+c")
             assert ds.file_meta.TransferSyntaxUID == "1.2.840.10008.1.2.1"
+    # A person who comes again to another hospital keeps the number, and has to stay one person.
+    assert len({truth["site"] for truth in phantom.truths}) > 1 and len(issuers) == 1
 
 
 def test_lesions_are_on_their_side_and_large_enough(phantom: Any) -> None:
