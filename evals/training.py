@@ -10,8 +10,10 @@ import yaml
 
 from fm.engine.metrics import Row, read_metrics
 
-METRICS = ("metrics.jsonl", "training_metrics.jsonl", "training/metrics.jsonl")
-RUN_FILES = ("run.yaml", "training_run.yaml", "training/run.yaml")
+METRICS = "metrics.jsonl"
+RUN_FILE = "../run.yaml"
+"""Beside the export that fm pretrain leaves in its run folder; an export elsewhere carries no run.yaml, whose paths are
+nobody else's business."""
 CURVES = (
     "loss",
     "image_text",
@@ -38,7 +40,7 @@ def read_training(encoder: Path) -> dict[str, Any]:
         ``curves`` (name: step and value lists), ``summary`` (words: numbers) and ``configuration``; each is empty
         where the folder holds nothing of it.
     """
-    rows = next((read_metrics(encoder / name) for name in METRICS if (encoder / name).is_file()), [])
+    rows = read_metrics(encoder / METRICS) if (encoder / METRICS).is_file() else []
     rows = [row for row in rows if row.get("applied", True)]
     names = {name for row in rows for name in row}
     wanted = [n for n in CURVES if n in names] + sorted(n for n in names - set(CURVES) if n.endswith("_loss"))
@@ -69,14 +71,11 @@ def _summary(rows: list[Row]) -> dict[str, float]:
 
 
 def _configuration(encoder: Path) -> dict[str, Any]:
-    for name in RUN_FILES:
-        if (encoder / name).is_file():
-            try:
-                loaded = yaml.safe_load((encoder / name).read_text(encoding="utf-8"))
-            except (OSError, UnicodeDecodeError, yaml.YAMLError):
-                continue
-            return loaded if isinstance(loaded, dict) else {}
-    return {}
+    try:
+        loaded = yaml.safe_load((encoder / RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return {}
+    return loaded if isinstance(loaded, dict) else {}
 
 
 def _thin(pairs: list[tuple[int, float]]) -> list[tuple[int, float]]:

@@ -61,6 +61,7 @@ def test_the_report_is_one_file_with_the_figures_of_results_json(miniature_demo:
     assert 'src="http' not in page and 'href="http' not in page
     assert {"sex", "contrast"} <= {task["name"] for task in results["tasks"]}
     assert results["retrieval"]
+    assert results["training"]["curves"]["loss"]["step"] == [1, 2, 3, 4]
     for task in results["tasks"]:
         own = next(score for score in task["scores"] if score["probe"] == "linear" and score["system"] == "encoder")
         assert f"{own['auroc']['value']:.3f}" in page

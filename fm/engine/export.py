@@ -35,7 +35,7 @@ def export_model(
     weights: Weights = Weights.teacher,
     facts: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write the encoder of a run: ``config.json``, ``model.safetensors`` (float32), tokenizer and ``README.md``.
+    """Write the encoder of a run: configuration, ``model.safetensors`` (float32), tokenizer, metrics, ``README.md``.
 
     Only safetensors and JSON of a verified checkpoint are read, never DeepSpeed's pickles.
 
@@ -72,17 +72,23 @@ def export_model(
     model.save_pretrained(partial)
     if (run_dir / TOKENIZER).is_dir():
         shutil.copytree(run_dir / TOKENIZER, partial, dirs_exist_ok=True)
-    (partial / "README.md").write_text(_card(run_dir, folder, step, weights, facts or {}), encoding="utf-8")
+    rows = _rows_up_to(run_dir, step)
+    (partial / METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (partial / "README.md").write_text(_card(rows, folder, step, weights, facts or {}), encoding="utf-8")
     if out.exists():
         out.rmdir()
     partial.rename(out)
     return out
 
 
-def _card(run_dir: Path, folder: Path, step: int, weights: Weights, facts: Mapping[str, Any]) -> str:
-    state = read_state(folder)
+def _rows_up_to(run_dir: Path, step: int) -> list[Row]:
+    """Metrics of the steps that the exported weights have seen."""
     path = run_dir / METRICS
-    rows = [row for row in read_metrics(path) if int(row["step"] or 0) <= step] if path.is_file() else []
+    return [row for row in read_metrics(path) if int(row["step"] or 0) <= step] if path.is_file() else []
+
+
+def _card(rows: list[Row], folder: Path, step: int, weights: Weights, facts: Mapping[str, Any]) -> str:
+    state = read_state(folder)
     config = json.loads((folder / MODEL_FOLDER / "config.json").read_text())
     entries = {
         "weights": f"{weights.value}, float32",

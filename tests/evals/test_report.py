@@ -117,9 +117,11 @@ def test_an_axis_maps_linearly_and_holds_values_within_its_ends() -> None:
 
 def test_training_curves_are_thinned_to_their_end_and_skipped_steps_left_out(tmp_path: Path) -> None:
     rows = [{"step": s, "loss": float(s), "applied": s != 500, "note": "x"} for s in range(1, 1001)]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(json.dumps(r) for r in rows) + "\n{broken", encoding="utf-8")
+    export = tmp_path / "export"
+    export.mkdir()
+    (export / "metrics.jsonl").write_text("\n".join(json.dumps(r) for r in rows) + "\n{broken", encoding="utf-8")
     (tmp_path / "run.yaml").write_text("optim:\n  learning_rate: 0.1\n", encoding="utf-8")
-    found = read_training(tmp_path)
+    found = read_training(export)
     loss = found["curves"]["loss"]
     assert len(loss["step"]) <= 300 and loss["step"][-1] == 1000 and 500 not in loss["step"]
     assert list(found["curves"]) == ["loss"]
