@@ -44,12 +44,10 @@ def run(job: EvaluateJob) -> int:
 
 def task_table(results: Results) -> Table:
     """AUROC of the linear probe: one row per task, one column per system."""
-    from rich.table import Table
-
     from evals.results import SYSTEM_WORDS, System
 
     shown = [s for s in System if s is not System.CHANCE]
-    table = Table("task", "held out", *(SYSTEM_WORDS[s].lower() for s in shown), title="AUROC, linear probe")
+    table = _table("AUROC, linear probe", "task", "held out", *(SYSTEM_WORDS[s].lower() for s in shown))
     for task in results.tasks:
         scores = {s.system: s.auroc for s in task.scores if s.probe == "linear"}
         table.add_row(task.name, str(sum(task.test.values())), *(_cell(scores[s]) for s in shown))
@@ -58,11 +56,9 @@ def task_table(results: Results) -> Table:
 
 def retrieval_table(results: Results) -> Table:
     """R@5: one row per gallery and direction, one column per system."""
-    from rich.table import Table
-
     from evals.results import SYSTEM_WORDS, System
 
-    table = Table("gallery", "size", *(SYSTEM_WORDS[s].lower() for s in System), title="R@5; baselines through a map")
+    table = _table("R@5; baselines through a map", "gallery", "size", *(SYSTEM_WORDS[s].lower() for s in System))
     for gallery in results.retrieval:
         # The encoder's own space and its map share a system; the own space comes first.
         scores = {s.system: s.recall["5"] for s in reversed(gallery.scores)}
@@ -75,3 +71,10 @@ def _cell(found: Interval) -> str:
     if found.low is None or found.high is None:
         return f"{found.value:.3f}"
     return f"{found.value:.3f} ({found.low:.3f}–{found.high:.3f})"
+
+
+def _table(title: str, *headers: str) -> Table:
+    """A table that folds what is too wide for the terminal: a cut interval says nothing."""
+    from rich.table import Column, Table
+
+    return Table(*(Column(header, overflow="fold") for header in headers), title=title)
