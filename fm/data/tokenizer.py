@@ -44,20 +44,24 @@ def train_tokenizer(
         min_patients: patients whose reports must hold a word before it, or a piece of it, may become an entry.
         max_tokens: length that texts are cut to.
     """
-    tokenizer = Tokenizer(WordPiece(unk_token="[UNK]", max_input_chars_per_word=200))
-    tokenizer.normalizer = Normalizers([NFKC(), Lowercase()])
-    tokenizer.pre_tokenizer = PreTokenizers([WhitespaceSplit(), Punctuation(), Digits(individual_digits=True)])
-    words = _common_words(tokenizer, reports, min_patients)
-    letters = {piece for letter in _LETTERS for piece in (letter, f"##{letter}")}
+    words = _common_words(_empty_tokenizer(), reports, min_patients)
+    letters = sorted({piece for letter in _LETTERS for piece in (letter, f"##{letter}")})
+    # The trainer numbers continuation letters as it meets them in a hash map, whose order changes from process to
+    # process, and breaks ties between merges by those numbers. Named as special tokens, letters have fixed numbers.
     trainer = WordPieceTrainer(
-        vocab_size=max(vocab_size - len(letters), len(SPECIAL) + 1), special_tokens=list(SPECIAL), show_progress=False
+        vocab_size=max(vocab_size, len(SPECIAL) + len(letters) + 1),
+        special_tokens=[*SPECIAL, *letters],
+        show_progress=False,
     )
-    tokenizer.train_from_iterator((" ".join([word] * count) for word, count in sorted(words.items())), trainer)
-    vocabulary = {token: row for row, token in enumerate(SPECIAL)}
-    learnt = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().__getitem__)
-    for token in [*sorted(letters), *learnt]:
+    learner = _empty_tokenizer()
+    learner.train_from_iterator((" ".join([word] * count) for word, count in sorted(words.items())), trainer)
+    learnt = learner.get_vocab()
+    vocabulary: dict[str, int] = {}
+    for token in [*SPECIAL, *letters, *sorted(learnt, key=learnt.__getitem__)]:
         vocabulary.setdefault(token, len(vocabulary))
+    tokenizer = _empty_tokenizer()
     tokenizer.model = WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=200)
+    tokenizer.add_special_tokens(list(SPECIAL))
     cls, sep = vocabulary["[CLS]"], vocabulary["[SEP]"]
     tokenizer.post_processor = TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", cls), ("[SEP]", sep)]
@@ -71,6 +75,14 @@ def train_tokenizer(
         mask_token="[MASK]",
         model_max_length=max_tokens,
     )
+
+
+def _empty_tokenizer() -> Tokenizer:
+    """Splits and lower-cases; knows no word yet."""
+    tokenizer = Tokenizer(WordPiece(unk_token="[UNK]", max_input_chars_per_word=200))
+    tokenizer.normalizer = Normalizers([NFKC(), Lowercase()])
+    tokenizer.pre_tokenizer = PreTokenizers([WhitespaceSplit(), Punctuation(), Digits(individual_digits=True)])
+    return tokenizer
 
 
 def training_reports(manifest: Manifest) -> Iterable[tuple[str, str]]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,3 +62,20 @@ def test_saved_and_loaded_it_gives_the_same_ids(tmp_path: Path) -> None:
 def test_no_report_at_all_still_gives_a_tokenizer() -> None:
     tokenizer = train_tokenizer([], vocab_size=2000, min_patients=5, max_tokens=16)
     assert tokenizer.tokenize("mass") == ["m", "##a", "##s", "##s"]
+
+
+def test_equal_reports_give_equal_vocabularies_in_every_process() -> None:
+    """The trainer's hash map is seeded anew in each process; ties between merges must not follow it."""
+    script = """
+import hashlib, random
+from fm.data.tokenizer import train_tokenizer
+rng = random.Random(0)
+words = ["".join(rng.choices("abcdefgh", k=rng.randint(3, 9))) for _ in range(300)]
+reports = [(f"p{i}", " ".join(words)) for i in range(5)]
+tokenizer = train_tokenizer(reports, 1200, 5, 64)
+print(hashlib.sha256(repr(sorted(tokenizer.get_vocab().items())).encode()).hexdigest())
+"""
+    runs = [
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True) for _ in range(3)
+    ]
+    assert len({run.stdout for run in runs}) == 1

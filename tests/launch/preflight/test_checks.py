@@ -26,7 +26,9 @@ def test_what_is_missing_comes_with_what_to_do(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
-    monkeypatch.setattr(checks, "find_spec", lambda name: None if name in ("s3fs", "gcsfs", "torch", "deepspeed") else object())
+    monkeypatch.setattr(
+        checks, "find_spec", lambda name: None if name in ("s3fs", "gcsfs", "torch", "deepspeed") else object()
+    )
     monkeypatch.setattr(checks.shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(10, 9, 1))
     found = facts(tmp_path)
     assert "[cloud]" in found["S3"].advice
