@@ -238,12 +238,18 @@ def _encoder_facts(folder: Path, encoder: Encoder) -> dict[str, Any]:
     text = sum(p.numel() for part in (model.text, model.text_projection) for p in part.parameters())
     hashes = [file_hash(path) for path in sorted(folder.glob("*.safetensors"))]
     return {
-        "name": folder.resolve().name,
+        "name": _encoder_name(folder.resolve()),
         "weights_sha256": hashes[0] if len(hashes) == 1 else ",".join(hashes),
         "image_parameters": sum(p.numel() for p in model.parameters()) - text,
         "text_parameters": text,
         "config": {k: v for k, v in model.config.to_diff_dict().items() if not k.startswith("_")},
     }
+
+
+def _encoder_name(folder: Path) -> str:
+    """What a reader calls an encoder: the run that exported it, with the demo's name where the run is one's stage."""
+    run = folder.parent if folder.name == "export" else folder
+    return f"{run.parent.name}/{run.name}" if run.name == "pretrain" else run.name
 
 
 def _run_file(run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -34,10 +34,15 @@ class PackedTokens:
     """(S,) int64: index into :class:`fm.data.sample.Plane`."""
     agent_S: Tensor
     """(S,) int64: index into :class:`fm.data.sample.Agent`."""
-    spacing_S3: Tensor
-    """(S, 3) float32: voxel spacing of the view in mm, (D, H, W)."""
+    step_S33: Tensor
+    """(S, 3, 3) float32: RAS+ mm from a voxel to the next; row *a* is the step along axis *a* of (D, H, W)."""
     study_S: Tensor
     """(S,) int64: row of the study in the batch, ascending."""
+
+    @property
+    def spacing_S3(self) -> Tensor:
+        """(S, 3) float32: voxel spacing of the view in mm, (D, H, W)."""
+        return self.step_S33.norm(dim=2)
 
     @property
     def lengths(self) -> list[int]:

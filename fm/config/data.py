@@ -40,6 +40,11 @@ class DataConfig:
     local_views: int = 2
     local_extent: float = 0.4
     local_keep: float = 1.0
+    crops_per_series: int = 0
+    """Different crops of a series and view in a whole run, drawn once and kept in memory, while gain, noise, offset and
+    dropped tokens change every time; 0 draws every crop anew. For data that fits in memory, where drawing is slow."""
+    crop_memory_mb: int = 1024
+    """Kept crops of one loading process; the least recently used go first."""
     spacing_jitter: float = 0.1
     """Views are scaled by up to this share, the same on all axes; the spacing that the model is told says so."""
     position_jitter_mm: float = 5.0
@@ -86,3 +91,5 @@ class DataConfig:
             raise ConfigError("data.spacing_mm and data.slice_spacing_mm must be positive")
         if min(self.workers, self.local_views, self.noise, self.position_jitter_mm) < 0 or self.prefetch < 1:
             raise ConfigError("data: workers, local_views, noise and position_jitter_mm must be ≥ 0 and prefetch ≥ 1")
+        if min(self.crops_per_series, self.crop_memory_mb) < 0:
+            raise ConfigError("data.crops_per_series and data.crop_memory_mb must be ≥ 0")

@@ -54,6 +54,9 @@ class VitTextConfig(ModelConfig):
     text_depth: int = 6
     text_heads: int = 8
     text_max_tokens: int = 256
+    text_window: int = 1
+    """Neighbouring tokens that are read together before the first layer, an odd number: with 3, "left maxillary" and
+    "no lesion" are there from the first step, which attention would have to learn. 1 leaves it out."""
 
     def __post_init__(self) -> None:
         """Refuse shapes that do not fit together."""
@@ -74,5 +77,7 @@ class VitTextConfig(ModelConfig):
             raise ConfigError(
                 f"model.heads={self.heads}: heads of {self.dim // self.heads} dims hold no 3 axes; use ≥ 6"
             )
+        if self.text_window < 1 or self.text_window % 2 == 0:
+            raise ConfigError(f"model.text_window={self.text_window}: must be an odd number ≥ 1")
         if not 0 < self.rope_min_period_mm < self.rope_max_period_mm:
             raise ConfigError("model.rope_min_period_mm: must be positive and below rope_max_period_mm")

@@ -31,6 +31,6 @@ def pack(views: Sequence[SeriesView], studies: Sequence[int], patch_size: int) -
         contrast_S=torch.tensor([view.contrast for view in views], dtype=torch.int64),
         plane_S=torch.tensor([view.plane for view in views], dtype=torch.int64),
         agent_S=torch.tensor([view.agent for view in views], dtype=torch.int64),
-        spacing_S3=torch.tensor([view.spacing_mm for view in views], dtype=torch.float32).reshape(-1, 3),
+        step_S33=torch.tensor(np.array([view.step_mm for view in views]), dtype=torch.float32).reshape(-1, 3, 3),
         study_S=torch.tensor(list(studies), dtype=torch.int64),
     )

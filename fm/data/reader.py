@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -24,10 +25,10 @@ from fm.config.errors import UserError
 from fm.data.collate import pack
 from fm.data.index import Manifest
 from fm.data.plan import BatchPlan, Pick, Shares, keyed_rng, shares, stable_hash
-from fm.data.sample import SampleError, StudyMeta
+from fm.data.sample import SampleError, SeriesMeta, StudyMeta
 from fm.data.text import augment_text, text_batch
-from fm.data.views import Lattice, SeriesView, draw_view, lattice_of, view
-from fm.data.volume import from_sample
+from fm.data.views import Lattice, SeriesView, crop, draw_view, lattice_of, retouch
+from fm.data.volume import SeriesImage, from_sample
 
 log = logging.getLogger(__name__)
 
@@ -138,6 +139,7 @@ class StudyReader:
         self.lattice = lattice
         self.tokenizer = tokenizer
         self.seed = seed
+        self.crops = CropMemory(data.crop_memory_mb * 2**20 if data.crops_per_series else 0)
         self.seen = 0
         self.bad: list[str] = []
 
@@ -170,14 +172,33 @@ class StudyReader:
             raise SampleError(f"study {key}: has no series")
         views: dict[str, list[SeriesView]] = {name: [] for name in view_names(data)}
         for row in chosen:
-            series = meta.series[row]
-            payload = self.manifest.read(key, f"{series.name}.b2")
-            image = from_sample(series, payload, series.foreground)
+            cropped = self._crops(key, meta.series[row], epoch)
             for name, drawn in views.items():
-                drawn.append(view(image, self.lattice, draw_view(data, rng, local=name.startswith("local")), rng))
+                drawn.append(retouch(cropped[name], draw_view(data, rng, local=name.startswith("local")), rng))
         original = _diagnostic(meta)
         text = augment_text(original, data, rng) if original else ""
         return StudyViews(key=key, patient=meta.patient, views=views, text=text, original=original)
+
+    def _crops(self, key: str, series: SeriesMeta, epoch: int) -> dict[str, SeriesView]:
+        """One crop for each view, from memory or freshly drawn; the same either way."""
+        kept = self.data.crops_per_series
+        slot = epoch % kept if kept else epoch
+        image: SeriesImage | None = None
+        crops = {}
+        for name in view_names(self.data):
+            place = (key, series.name, name, slot)
+            cropped = self.crops.get(place)
+            if cropped is None:
+                if image is None:
+                    image = from_sample(series, self.manifest.read(key, f"{series.name}.b2"), series.foreground)
+                rng = keyed_rng(self.seed, "crop", slot, key, series.name, name)
+                cropped = crop(image, self.lattice, draw_view(self.data, rng, local=name.startswith("local")))
+                if kept:
+                    # Half the memory; rounded whether it is kept or not, so that what fits in memory changes nothing.
+                    cropped = replace(cropped, patches=cropped.patches.astype(np.float16))
+                    self.crops.put(place, cropped)
+            crops[name] = cropped
+        return crops
 
     def collate(self, item: tuple[int, list[StudyViews]]) -> StudyBatch:
         """Pack the studies of a micro-batch."""
@@ -205,6 +226,29 @@ class StudyReader:
                 f"data.max_bad_fraction={self.data.max_bad_fraction}; the last: {listed}; "
                 f"run fm verify url={self.manifest.url}"
             )
+
+
+class CropMemory:
+    """Crops in memory up to a size, the least recently used forgotten first."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit = limit_bytes
+        self.size = 0
+        self._crops: OrderedDict[tuple[str, str, str, int], SeriesView] = OrderedDict()
+
+    def get(self, place: tuple[str, str, str, int]) -> SeriesView | None:
+        """The crop of (study, series, view, slot), or None."""
+        if place in self._crops:
+            self._crops.move_to_end(place)
+        return self._crops.get(place)
+
+    def put(self, place: tuple[str, str, str, int], cropped: SeriesView) -> None:
+        """Keep a crop, if it fits at all."""
+        self._crops[place] = cropped
+        self.size += cropped.patches.nbytes
+        while self.size > self.limit:
+            _, gone = self._crops.popitem(last=False)
+            self.size -= gone.patches.nbytes
 
 
 def view_names(data: DataConfig) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,11 +64,16 @@ class SeriesView:
     """(n, P): −1 in air, about −0.8 to 1.2 in tissue; voxel order (d, h, w) within the patch."""
     position_mm: Float
     """(n, 3) RAS+ mm from the centre of the foreground box."""
-    spacing_mm: tuple[float, float, float]
-    """Voxel spacing of the view, (D, H, W)."""
+    step_mm: Float
+    """(3, 3) RAS+ mm from a voxel of the view to the next; row *a* is the step along axis *a* of (D, H, W)."""
     contrast: int
     plane: int
     agent: int
+
+    @property
+    def spacing_mm(self) -> Float:
+        """(3,) voxel spacing of the view, (D, H, W)."""
+        return np.asarray(np.linalg.norm(self.step_mm, axis=1), dtype=np.float32)
 
 
 def lattice_of(data: DataConfig, patch_voxels: tuple[int, int, int]) -> Lattice:
@@ -115,6 +120,11 @@ def view(image: SeriesImage, lattice: Lattice, draw: Draw, rng: np.random.Genera
         draw: the random choices.
         rng: for noise and for which tokens are kept.
     """
+    return retouch(crop(image, lattice, draw), draw, rng)
+
+
+def crop(image: SeriesImage, lattice: Lattice, draw: Draw) -> SeriesView:
+    """All tissue tokens of a crop, by `draw`'s start, stop, shift, spacing and gamma alone: what resampling costs."""
     axes = _axes(image, lattice, draw)
     grid = _sample(image, axes, _levels(image, draw))
     counts, sizes = (axes[0].patches, axes[1].patches, axes[2].patches), lattice.patch_voxels
@@ -122,25 +132,43 @@ def view(image: SeriesImage, lattice: Lattice, draw: Draw, rng: np.random.Genera
     chosen = np.flatnonzero(tissue >= lattice.min_tissue)
     if chosen.size == 0:
         chosen = np.array([int(tissue.argmax())])
-    if draw.keep < 1:
-        count = max(1, round(draw.keep * chosen.size))
-        chosen = np.sort(rng.permutation(chosen)[:count])
     where = np.unravel_index(chosen, counts)
     blocks = grid.reshape(counts[0], sizes[0], counts[1], sizes[1], counts[2], sizes[2])
     patches = blocks.transpose(0, 2, 4, 1, 3, 5)[where].reshape(chosen.size, -1)
     patches -= 1
-    if draw.noise > 0:
-        patches += 2 * np.float32(draw.noise) * _noise(patches.size, rng).reshape(patches.shape)
     index = np.stack([axis.centres[i] for axis, i in zip(axes, where, strict=True)], axis=1)
-    position = apply_affine(image.affine, index) - image.centre_mm + np.asarray(draw.offset_mm)
+    position = apply_affine(image.affine, index) - image.centre_mm
     return SeriesView(
         patches=patches,
         position_mm=position.astype(np.float32),
-        spacing_mm=(axes[0].spacing_mm, axes[1].spacing_mm, axes[2].spacing_mm),
+        step_mm=np.stack([image.affine[:3, i] * axis.step for i, axis in enumerate(axes)]).astype(np.float32),
         contrast=_CONTRASTS.index(image.contrast),
         plane=_PLANES.index(image.plane),
         agent=_AGENTS.index(image.agent),
     )
+
+
+def retouch(cropped: SeriesView, draw: Draw, rng: np.random.Generator) -> SeriesView:
+    """A crop with `draw`'s gain, noise, offset and dropped tokens: cheap beside drawing the crop; a copy.
+
+    Args:
+        cropped: from :func:`crop`; float16 patches will do.
+        draw: the random choices.
+        rng: for noise and for which tokens are kept.
+    """
+    total = len(cropped.patches)
+    chosen: NDArray[np.int64] | slice = slice(None)
+    if draw.keep < 1:
+        chosen = np.sort(rng.permutation(total)[: max(1, round(draw.keep * total))])
+    patches = cropped.patches[chosen].astype(np.float32)
+    if draw.gain != 1:
+        patches += 1
+        patches *= np.float32(draw.gain)
+        patches -= 1
+    if draw.noise > 0:
+        patches += 2 * np.float32(draw.noise) * _noise(patches.size, rng).reshape(patches.shape)
+    position = cropped.position_mm[chosen] + np.asarray(draw.offset_mm, dtype=np.float32)
+    return replace(cropped, patches=patches, position_mm=position)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -154,7 +182,8 @@ class _Axis:
     """(samples, source voxels from `lo` on): rows of the resampling filter; a row that sees only padding is zero."""
     centres: NDArray[np.float64]
     """(patches,) patch centres in source voxels."""
-    spacing_mm: float
+    step: float
+    """Source voxels from a sample to the next."""
 
 
 def _axes(image: SeriesImage, lattice: Lattice, draw: Draw) -> list[_Axis]:
@@ -182,7 +211,7 @@ def _axes(image: SeriesImage, lattice: Lattice, draw: Draw) -> list[_Axis]:
             weights *= image.stored[lo : lo + weights.shape[1]].any(axis=(1, 2))
             weights /= np.maximum(weights.sum(axis=1, keepdims=True), 1e-6)
         centres = np.asarray(origin + (np.arange(count) + 0.5) * patch - 0.5, dtype=np.float64)
-        axes.append(_Axis(patches=count, lo=lo, weights=weights, centres=centres, spacing_mm=float(step * spacing[i])))
+        axes.append(_Axis(patches=count, lo=lo, weights=weights, centres=centres, step=float(step)))
     return axes
 
 
@@ -209,11 +238,11 @@ def _filter(origin: float, step: float, samples: int, within: tuple[int, int], *
 
 
 def _levels(image: SeriesImage, draw: Draw) -> Float:
-    """What each stored integer becomes, less the −1 of air: normalised, gamma, gain; one look-up a voxel."""
+    """What each stored integer becomes, less the −1 of air: normalised, then gamma; one look-up a voxel."""
     top = int(image.stored.max(initial=0))
     scanner = np.arange(top + 1, dtype=np.float32) * np.float32(image.scale) + np.float32(image.offset)
     share = (scanner - np.float32(image.low)) / np.float32(max(image.high - image.low, 1e-6))
-    levels = np.clip(share, 0, _CEILING) ** np.float32(draw.gamma) * np.float32(draw.gain) + _FLOOR
+    levels = np.clip(share, 0, _CEILING) ** np.float32(draw.gamma) + _FLOOR
     levels[0] = 0
     return np.asarray(2 * levels, dtype=np.float32)
 

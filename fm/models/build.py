@@ -54,6 +54,7 @@ def build_model(
             text_depth=model.text_depth,
             text_heads=model.text_heads,
             text_max_tokens=model.text_max_tokens,
+            text_window=model.text_window,
             initial_temperature=initial_temperature,
             initial_bias=initial_bias,
             spacing_mm=data.spacing_mm,

@@ -35,6 +35,7 @@ class FmConfig(PreTrainedConfig):
     text_depth: int = 6
     text_heads: int = 8
     text_max_tokens: int = 256
+    text_window: int = 1
     initial_temperature: float = 0.07
     initial_bias: float = 0.0
     spacing_mm: float = 1.0

@@ -80,7 +80,8 @@ class FmModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Linear maps N(0, 1/fan-in), embeddings and prefix tokens N(0, 0.02²), norms 1, biases 0.
 
-        Position and spacing start small beside what a patch shows; the stem's contrasts start apart.
+        Position and spacing start small beside what a patch shows; the stem's contrasts start far apart, so that each
+        channel speaks for few of them: a bright spot on FLAIR must not drown in the CSF of a T2w series.
         """
         if isinstance(module, nn.Linear):
             normal_(module.weight, std=module.in_features**-0.5)
@@ -98,7 +99,7 @@ class FmModel(PreTrainedModel):
         elif isinstance(module, Condition):
             normal_(module.spacing.weight, std=0.1)
         elif isinstance(module, ConvStem):
-            normal_(module.film.weight, std=0.5)
+            normal_(module.film.weight, std=1.0)
         elif isinstance(module, VisionTransformer):
             normal_(module.prefix, std=self.config.initializer_range)
         elif isinstance(module, ContrastScale):
@@ -111,7 +112,7 @@ class FmModel(PreTrainedModel):
         lengths_S = views.offsets_S1.diff()
         sequences = lengths_S.shape[0]
         own_S = torch.arange(sequences, device=lengths_S.device)
-        tokens = torch.cat([features.class_SD, features.tokens_TD])
+        tokens = torch.cat([features.stream_class_SD, features.stream_tokens_TD])
         return ImageFeatures(
             class_SD=features.class_SD,
             tokens_TD=features.tokens_TD,
@@ -120,7 +121,7 @@ class FmModel(PreTrainedModel):
         )
 
     def pool_studies(self, class_SD: Tensor, tokens_TD: Tensor, views: PackedTokens, studies: int) -> Tensor:
-        """(B, D): gated pooling over all tokens of each study, for tokens that are already encoded."""
+        """(B, D): gated pooling over all tokens of each study, for tokens encoded already, before the last norm."""
         pooled: Tensor = self.pool(torch.cat([class_SD, tokens_TD]), _rows(views.study_S, views), studies)
         return pooled
 

@@ -22,10 +22,13 @@ from fm.models.position import FourierPosition, rotary_table, rotate
 
 @dataclass(kw_only=True, slots=True)
 class VitOutput:
-    """Features after the last norm."""
+    """Features of a pack: class tokens and patch tokens, before and after the last norm."""
 
     class_SD: Tensor
     tokens_TD: Tensor
+    stream_class_SD: Tensor
+    """Before the last norm, which takes from a token how strongly it speaks; pooling over tokens needs it."""
+    stream_tokens_TD: Tensor
 
 
 class Attention(nn.Module):
@@ -121,11 +124,13 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.config = config
         patch = _triple(config.patch_voxels)
+        longest, shortest = config.rope_max_period_mm, config.rope_min_period_mm
         if config.patch_stem == "conv":
-            self.stem: nn.Module = ConvStem(patch, _triple(config.cell_voxels), config.cell_channels, config.dim)
+            self.stem: nn.Module = ConvStem(
+                patch, _triple(config.cell_voxels), config.cell_channels, config.dim, (shortest, longest)
+            )
         else:
             self.stem = LinearStem(patch, config.dim)
-        longest, shortest = config.rope_max_period_mm, config.rope_min_period_mm
         self.absolute = FourierPosition(config.dim, shortest, longest) if config.absolute_position else None
         self.condition = Condition(config.dim)
         self.prefix = nn.Parameter(torch.zeros(1 + config.registers, config.dim))
@@ -139,7 +144,7 @@ class VisionTransformer(nn.Module):
         sequence_T = torch.repeat_interleave(
             torch.arange(sequences, device=device), views.offsets_S1.diff(), output_size=views.patches_TP.shape[0]
         )
-        x_TD = self.stem(views.patches_TP.to(self.prefix.dtype), views.contrast_S.index_select(0, sequence_T))
+        x_TD = self.stem(views.patches_TP.to(self.prefix.dtype), views, sequence_T)
         if self.absolute is not None:
             x_TD = x_TD + self.absolute(views.position_T3)
         condition_SD = self.condition(views)
@@ -165,8 +170,13 @@ class VisionTransformer(nn.Module):
         pack = Pack.of([n + prefix_length for n in lengths], device)
         for block in self.blocks:
             x_ND = block(x_ND, table, pack)
-        x_ND = self.norm(x_ND)
-        return VitOutput(class_SD=x_ND.index_select(0, first_S), tokens_TD=x_ND.index_select(0, patch_row_T))
+        normed_ND = self.norm(x_ND)
+        return VitOutput(
+            class_SD=normed_ND.index_select(0, first_S),
+            tokens_TD=normed_ND.index_select(0, patch_row_T),
+            stream_class_SD=x_ND.index_select(0, first_S),
+            stream_tokens_TD=x_ND.index_select(0, patch_row_T),
+        )
 
 
 def _triple(sizes: list[int] | tuple[int, ...]) -> tuple[int, int, int]:

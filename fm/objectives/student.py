@@ -99,8 +99,10 @@ class StudentModule(nn.Module):
             return output
         if text is None:
             raise ValueError("a view to align needs the text to align it with")
-        tokens_TD = dict(zip(names, features.tokens_TD.split([p.patches_TP.shape[0] for p in packs]), strict=True))
-        pooled = self.fm.pool_studies(class_tokens[align], tokens_TD[align], views[align], studies)
+        row = names.index(align)
+        class_SD = features.stream_class_SD.split(sizes_S)[row]
+        tokens_TD = features.stream_tokens_TD.split([p.patches_TP.shape[0] for p in packs])[row]
+        pooled = self.fm.pool_studies(class_SD, tokens_TD, views[align], studies)
         output.image_BE = self.fm.project_image(pooled)
         output.text_BE = self.fm.encode_text(text)
         output.scale, output.bias = self.fm.contrast_scale()

@@ -12,7 +12,7 @@ def _view(tokens: int, fill: float) -> SeriesView:
     return SeriesView(
         patches=np.full((tokens, 6), fill, np.float32),
         position_mm=np.full((tokens, 3), 10 * fill, np.float32),
-        spacing_mm=(fill, 1.0, 2.0),
+        step_mm=np.diag([fill, 1.0, 2.0]).astype(np.float32),
         contrast=int(fill),
         plane=1,
         agent=2,

@@ -129,6 +129,32 @@ def test_a_batch_holds_what_the_shards_hold(manifest: Manifest, tokenizer: PreTr
     assert not torch.equal(batch.views["global_a"].patches_TP, batch.views["global_b"].patches_TP)
 
 
+def test_kept_crops_are_read_once_and_touched_anew(
+    manifest: Manifest, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[str] = []
+    read = Manifest.read
+
+    def counted(self: Manifest, key: str, member: str) -> bytes:
+        if member.endswith(".b2"):
+            reads.append(f"{key}/{member}")
+        return read(self, key, member)
+
+    monkeypatch.setattr(Manifest, "read", counted)
+    still = {"gain": 0.0, "position_jitter_mm": 0.0, "global_batch_size": 14, "micro_batch_size": 14}
+    data = _data(crops_per_series=2, noise=0.02, **still)
+    kept = _batches(manifest, tokenizer, data, 4)
+    assert len(reads) == 2 * len(set(reads)), "each of the two crops of a series is drawn once"
+    forgotten = _batches(manifest, tokenizer, replace(data, crop_memory_mb=0), 4)
+    assert all(_same(a, b) for a, b in zip(kept, forgotten, strict=True)), "what fits in memory changes nothing"
+    row = [batch.keys.index("s05") for batch in kept]
+    shown = [_study(batch.views["local_a"], r) for batch, r in zip(kept, row, strict=True)]
+    assert shown[0].shape == shown[2].shape and shown[0].shape[0] > 0
+    torch.testing.assert_close(shown[0], shown[2], atol=0.2, rtol=0)
+    assert not torch.equal(shown[0], shown[2]), "the noise is new"
+    assert shown[0].shape != shown[1].shape or (shown[0] - shown[1]).abs().max() > 0.3, "the other crop"
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_change_nothing(manifest: Manifest, tokenizer: PreTrainedTokenizerFast, workers: int) -> None:
     alone = _batches(manifest, tokenizer, _data(micro_batch_size=2))

@@ -25,7 +25,7 @@ def pack(generator: torch.Generator, studies: list[int], tokens: int) -> PackedT
         contrast_S=torch.ones(len(studies), dtype=torch.int64),
         plane_S=torch.zeros(len(studies), dtype=torch.int64),
         agent_S=torch.zeros(len(studies), dtype=torch.int64),
-        spacing_S3=torch.ones(len(studies), 3),
+        step_S33=torch.eye(3).repeat(len(studies), 1, 1),
         study_S=torch.tensor(studies),
     )
 

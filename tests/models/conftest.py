@@ -25,7 +25,7 @@ def make_pack() -> Callable[..., PackedTokens]:
             contrast_S=torch.randint(0, 5, (series,), generator=g),
             plane_S=torch.randint(0, 3, (series,), generator=g),
             agent_S=torch.randint(0, 3, (series,), generator=g),
-            spacing_S3=1 + 4 * torch.rand(series, 3, generator=g),
+            step_S33=torch.diag_embed(1 + 4 * torch.rand(series, 3, generator=g)),
             study_S=torch.tensor(studies, dtype=torch.int64),
         )
 
@@ -51,6 +51,7 @@ def tiny_config() -> FmConfig:
         text_depth=1,
         text_heads=2,
         text_max_tokens=12,
+        text_window=3,
         spacing_mm=2.0,
         slice_spacing_mm=4.0,
     )

@@ -31,12 +31,13 @@ def test_every_architecture_key_reaches_the_model() -> None:
         text_depth=4,
         text_heads=5,
         text_max_tokens=33,
+        text_window=5,
     )
     data = DataConfig(spacing_mm=1.5, slice_spacing_mm=3.0, min_tissue=0.2, max_series=7)
     torch.manual_seed(0)
     built = build_model(model, data, vocab_size=77, initial_temperature=0.2, initial_bias=-3.0)
     image = built.image
-    assert image.stem.linear.weight.shape == (36, 2 * 2 * 2 * 6)
+    assert image.stem.linear.weight.shape == (36, 2 * 6) and image.stem.cell_voxels == (1, 4, 2)
     assert len(image.blocks) == 3 and image.blocks[0].attention.heads == 3
     assert image.blocks[0].mlp.up.out_features == 72
     assert image.prefix.shape == (6, 36) and image.absolute is None
@@ -46,6 +47,7 @@ def test_every_architecture_key_reaches_the_model() -> None:
     bert = built.text.bert.config
     assert (bert.vocab_size, bert.hidden_size, bert.num_hidden_layers) == (77, 40, 4)
     assert (bert.num_attention_heads, bert.max_position_embeddings) == (5, 33)
+    assert built.text.phrase.window == 5
     scale, bias = built.contrast_scale()
     assert scale.item() == pytest.approx(5.0) and bias.item() == -3.0
     assert (built.config.rope_min_period_mm, built.config.rope_max_period_mm) == (10.0, 300.0)
@@ -63,6 +65,7 @@ def test_an_unknown_kind_and_impossible_shapes_are_refused() -> None:
         {"dim": 100, "heads": 3},
         {"dim": 20, "heads": 5},
         {"rope_min_period_mm": 900.0},
+        {"text_window": 2},
     ):
         with pytest.raises(ConfigError, match=r"^model\."):
             VitTextConfig(**wrong)

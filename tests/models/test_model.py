@@ -3,11 +3,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
+import torch.nn.functional as F
 from transformers import AutoModel
 
 from fm.batch import PackedTokens, TextBatch
 from fm.models import FmConfig, FmModel
+from fm.models.text import Phrase
 
 MakePack = Callable[..., PackedTokens]
 
@@ -69,12 +72,25 @@ def test_study_rows_belong_to_their_study_and_a_hole_is_zero(tiny_model: FmModel
     assert (features.study_BD[0] - features.series_SD[0]).abs().max() > 1e-4
 
 
-def test_padding_and_neighbours_do_not_reach_a_text(tiny_model: FmModel) -> None:
+@pytest.mark.parametrize("window", [1, 3, 5])
+def test_padding_and_neighbours_do_not_reach_a_text(tiny_config: FmConfig, window: int) -> None:
+    torch.manual_seed(0)
+    tiny_config.text_window = window
+    tiny_model = FmModel(tiny_config).eval()
     rows = [[2, 7, 9, 3], [2, 11, 3, 8, 8, 9, 3]]
     together = tiny_model.encode_text(_text([*rows, []]))
     assert together.isfinite().all()
     for i, row in enumerate(rows):
         torch.testing.assert_close(tiny_model.encode_text(_text([row]))[0], together[i], rtol=1e-5, atol=1e-5)
+
+
+def test_a_window_of_words_is_a_convolution() -> None:
+    torch.manual_seed(0)
+    phrase, words, mask = Phrase(6, 3), torch.randn(2, 9, 6), torch.ones(2, 9, dtype=torch.bool)
+    normed = phrase.norm(words)
+    kernel = phrase.mix.weight.view(6, 3, 6).transpose(1, 2)  # (out, in, window)
+    near = F.conv1d(normed.transpose(1, 2), kernel, phrase.mix.bias, padding=1).transpose(1, 2)
+    torch.testing.assert_close(phrase(words, mask), normed + F.gelu(near), rtol=1e-5, atol=1e-5)
 
 
 def test_bf16_weights_stay_near_float32(tiny_config: FmConfig, tiny_model: FmModel, make_pack: MakePack) -> None:

@@ -24,7 +24,7 @@ def _vit(config: FmConfig) -> VisionTransformer:
 
 def _one(pack: PackedTokens, s: int) -> PackedTokens:
     a, b = int(pack.offsets_S1[s]), int(pack.offsets_S1[s + 1])
-    names = ("contrast_S", "plane_S", "agent_S", "spacing_S3", "study_S")
+    names = ("contrast_S", "plane_S", "agent_S", "step_S33", "study_S")
     return replace(
         pack,
         patches_TP=pack.patches_TP[a:b],
@@ -74,7 +74,7 @@ def test_every_condition_reaches_the_class_token(tiny_config: FmConfig, make_pac
         {"contrast_S": pack.contrast_S + 1},
         {"plane_S": (pack.plane_S + 1) % 3},
         {"agent_S": (pack.agent_S + 1) % 3},
-        {"spacing_S3": pack.spacing_S3 * 1.5},
+        {"step_S33": pack.step_S33 * 1.5},
     ):
         assert (vit(replace(pack, **change)).class_SD - before).abs().max() > 1e-3, change
 
@@ -122,7 +122,7 @@ def test_equals_dinov2_with_registers_with_copied_weights() -> None:
         contrast_S=torch.zeros(2, dtype=torch.int64),
         plane_S=torch.zeros(2, dtype=torch.int64),
         agent_S=torch.zeros(2, dtype=torch.int64),
-        spacing_S3=torch.ones(2, 3),
+        step_S33=torch.eye(3).repeat(2, 1, 1),
         study_S=torch.arange(2),
     )
     want = theirs(image).last_hidden_state

@@ -42,7 +42,7 @@ def _pack(studies: Sequence[int], tokens: int, g: torch.Generator) -> PackedToke
         contrast_S=torch.randint(0, 5, (series,), generator=g),
         plane_S=torch.zeros(series, dtype=torch.int64),
         agent_S=torch.zeros(series, dtype=torch.int64),
-        spacing_S3=torch.ones(series, 3),
+        step_S33=torch.eye(3).repeat(series, 1, 1),
         study_S=torch.tensor(list(studies), dtype=torch.int64),
     )
 

@@ -49,7 +49,7 @@ def _half(batch: StudyBatch, first: int, last: int) -> StudyBatch:
         chosen = (view.study_S >= first) & (view.study_S < last)
         token = chosen.repeat_interleave(view.offsets_S1.diff())
         lengths = view.offsets_S1.diff()[chosen]
-        series = {n: getattr(view, n)[chosen] for n in ("contrast_S", "plane_S", "agent_S", "spacing_S3")}
+        series = {n: getattr(view, n)[chosen] for n in ("contrast_S", "plane_S", "agent_S", "step_S33")}
         return PackedTokens(
             patches_TP=view.patches_TP[token],
             position_T3=view.position_T3[token],
