@@ -1,7 +1,7 @@
 """The types that data, models and objectives share.
 
 Shape legend: T tokens of the whole pack, P voxels per patch, S sequences (one per series view), B studies, L text
-tokens.
+tokens, K phrases.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class PackedTokens:
     @property
     def spacing_S3(self) -> Tensor:
         """(S, 3) float32: voxel spacing of the view in mm, (D, H, W)."""
-        return self.step_S33.norm(dim=2)
+        spacing: Tensor = torch.linalg.vector_norm(self.step_S33, dim=2)
+        return spacing
 
     @property
     def lengths(self) -> list[int]:
@@ -81,6 +82,8 @@ class TextBatch:
     """(B,) bool: False where the study has no report; its row is padding and must carry no loss."""
     identity_B: Tensor
     """(B,) int64: hash of the whole report text before augmentation; equal texts are no negatives of each other."""
+    phrases_BK: Tensor
+    """(B, K) bool: which phrases of :class:`fm.data.phrases.PhraseTable` the whole report holds; K may be 0."""
 
     def to(self, device: torch.device | str) -> TextBatch:
         """Move to a device."""

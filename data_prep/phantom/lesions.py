@@ -45,7 +45,7 @@ STRENGTH = {"easy": 1.0, "medium": 0.6, "hard": 0.33}
 """How far a lesion's tissue replaces the normal one, by grade."""
 
 SIZE_MM = {
-    "demo": {"easy": (26.0, 44.0), "medium": (20.0, 28.0), "hard": (17.0, 21.0)},
+    "demo": {"easy": (32.0, 48.0), "medium": (20.0, 28.0), "hard": (17.0, 21.0)},
     "full": {"easy": (15.0, 45.0), "medium": (8.0, 15.0), "hard": (4.0, 9.0)},
 }
 """Range of diameters by resolution and grade; the demo's thick voxels need larger ones."""

@@ -17,7 +17,7 @@ from data_prep.phantom.sites import draw_protocol
 from fm.config.phantom import Confound, PhantomConfig, Resolution
 
 UNIT = NormalDist()
-LARGEST_MM = 46.0
+LARGEST_MM = 50.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

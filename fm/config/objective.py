@@ -42,6 +42,12 @@ class JointConfig(ObjectiveConfig):
     self_distillation_weight: float = 1.0
     image_text_weight: float = 1.0
     koleo_weight: float = 0.1
+    phrase_weight: float = 0.0
+    """Of predicting, from the study's pooled features, which common phrases its report holds; 0 leaves it out."""
+    phrase_min_share: float = 0.08
+    """A phrase (a token, or two in a row) is asked for when at least this share of the training reports holds it."""
+    phrase_max_share: float = 0.6
+    """A phrase that more of the reports hold is not asked for."""
     image_text: TextLoss = TextLoss.clip
     mask_same_patient: bool = True
     """Another study of the same patient is no negative."""
@@ -65,11 +71,14 @@ class JointConfig(ObjectiveConfig):
             ("self_distillation_weight", self.self_distillation_weight),
             ("image_text_weight", self.image_text_weight),
             ("koleo_weight", self.koleo_weight),
+            ("phrase_weight", self.phrase_weight),
         ):
             if value < 0:
                 raise ConfigError(f"objective.{name}={value}: must be ≥ 0")
-        if self.self_distillation_weight + self.image_text_weight == 0:
-            raise ConfigError("objective: self_distillation_weight and image_text_weight are both 0, nothing to learn")
+        if self.self_distillation_weight + self.image_text_weight + self.phrase_weight == 0:
+            raise ConfigError(
+                "objective: self_distillation_weight, image_text_weight and phrase_weight are all 0, nothing to learn"
+            )
         for name, value in (
             ("initial_temperature", self.initial_temperature),
             ("student_temperature", self.student_temperature),
@@ -77,5 +86,10 @@ class JointConfig(ObjectiveConfig):
         ):
             if value <= 0:
                 raise ConfigError(f"objective.{name}={value}: must be positive")
+        if not 0 <= self.phrase_min_share <= self.phrase_max_share <= 1:
+            raise ConfigError(
+                f"objective.phrase_min_share={self.phrase_min_share} and objective.phrase_max_share="
+                f"{self.phrase_max_share}: shares between 0 and 1, the smaller first"
+            )
         if self.prototypes < 2 or self.sinkhorn_iterations < 1:
             raise ConfigError("objective: prototypes must be ≥ 2 and sinkhorn_iterations ≥ 1")

@@ -24,6 +24,7 @@ from fm.config.data import DataConfig
 from fm.config.errors import UserError
 from fm.data.collate import pack
 from fm.data.index import Manifest
+from fm.data.phrases import PhraseTable
 from fm.data.plan import BatchPlan, Pick, Shares, keyed_rng, shares, stable_hash
 from fm.data.sample import SampleError, SeriesMeta, StudyMeta
 from fm.data.text import augment_text, text_batch
@@ -88,6 +89,7 @@ def build_loader(
     world_size: int,
     start_step: int,
     max_steps: int,
+    phrases: PhraseTable | None = None,
 ) -> Iterable[StudyBatch]:
     """Micro-batches of one rank from global batch `start_step` up to, not including, `max_steps`.
 
@@ -104,6 +106,7 @@ def build_loader(
         world_size: all processes.
         start_step: first global batch.
         max_steps: global batches in the whole run.
+        phrases: to look for in the reports.
 
     Raises:
         PlanError: batch sizes, processes and studies do not fit together.
@@ -116,7 +119,7 @@ def build_loader(
         start_step=start_step,
         max_steps=max_steps,
     )
-    reader = StudyReader(manifest, data, lattice_of(data, patch_voxels), tokenizer, seed)
+    reader = StudyReader(manifest, data, lattice_of(data, patch_voxels), tokenizer, seed, phrases)
     pipeline = wds.DataPipeline(source, wds.map(reader.read), wds.map(reader.collate))
     return DataLoader(
         pipeline,
@@ -132,13 +135,20 @@ class StudyReader:
     """The stages behind the plan: decode, draw views, collate."""
 
     def __init__(
-        self, manifest: Manifest, data: DataConfig, lattice: Lattice, tokenizer: PreTrainedTokenizerFast, seed: int
+        self,
+        manifest: Manifest,
+        data: DataConfig,
+        lattice: Lattice,
+        tokenizer: PreTrainedTokenizerFast,
+        seed: int,
+        phrases: PhraseTable | None = None,
     ) -> None:
         self.manifest = manifest
         self.data = data
         self.lattice = lattice
         self.tokenizer = tokenizer
         self.seed = seed
+        self.phrases = phrases
         self.crops = CropMemory(data.crop_memory_mb * 2**20 if data.crops_per_series else 0)
         self.seen = 0
         self.bad: list[str] = []
@@ -214,7 +224,7 @@ class StudyReader:
             weight_B=torch.tensor([float(study.views is not None) for study in studies]),
             patient_B=torch.tensor([stable_hash(s.patient) if s.views else 0 for s in studies], dtype=torch.int64),
             views=packs,
-            text=text_batch([s.text for s in studies], self.tokenizer, [s.original for s in studies]),
+            text=text_batch([s.text for s in studies], self.tokenizer, [s.original for s in studies], self.phrases),
         )
 
     def _check(self) -> None:

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from fm.batch import TextBatch
 from fm.config.data import DataConfig
+from fm.data.phrases import PhraseTable
 from fm.data.plan import stable_hash
 
 _SENTENCE = re.compile(r"(?<=[.!?;])\s+|\n+")
@@ -30,14 +31,18 @@ def augment_text(text: str, data: DataConfig, rng: np.random.Generator) -> str:
 
 
 def text_batch(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, originals: Sequence[str] | None = None
+    texts: Sequence[str],
+    tokenizer: PreTrainedTokenizerFast,
+    originals: Sequence[str] | None = None,
+    phrases: PhraseTable | None = None,
 ) -> TextBatch:
     """Tokenise texts, right-padded to the longest; an empty text is an absent one.
 
     Args:
         texts: what the encoder reads.
         tokenizer: cuts at its ``model_max_length``.
-        originals: the same reports before augmentation, for ``identity_B``; `texts` where None.
+        originals: the same reports before augmentation, for ``identity_B`` and ``phrases_BK``; `texts` where None.
+        phrases: what to look for in the originals; nothing where None.
     """
     encoded = tokenizer(list(texts), truncation=True, padding=False)["input_ids"]
     length = max((len(ids) for ids in encoded), default=1)
@@ -48,9 +53,14 @@ def text_batch(
             ids[row, : len(tokens)] = torch.tensor(tokens)
             mask[row, : len(tokens)] = True
     whole = texts if originals is None else originals
+    hits = torch.zeros(len(texts), len(phrases.phrases) if phrases else 0, dtype=torch.bool)
+    if phrases is not None and hits.numel():
+        for row, ids_of in enumerate(tokenizer(list(whole), truncation=True, add_special_tokens=False)["input_ids"]):
+            hits[row] = torch.from_numpy(phrases.hits(ids_of))
     return TextBatch(
         ids_BL=ids,
         mask_BL=mask,
         present_B=torch.tensor([bool(text) for text in texts], dtype=torch.bool),
         identity_B=torch.tensor([stable_hash(text) if text else 0 for text in whole], dtype=torch.int64),
+        phrases_BK=hits,
     )

@@ -121,6 +121,7 @@ def join_batches(micros: Sequence[StudyBatch]) -> StudyBatch:
             mask_BL=torch.cat([F.pad(text.mask_BL, pad) for text, pad in zip(texts, pads, strict=True)]),
             present_B=torch.cat([text.present_B for text in texts]),
             identity_B=torch.cat([text.identity_B for text in texts]),
+            phrases_BK=torch.cat([text.phrases_BK for text in texts]),
         ),
     )
 
@@ -132,6 +133,7 @@ def _tensors(output: StudentOutput) -> dict[str, Tensor]:
         "text": output.text_BE,
         "scale": output.scale,
         "bias": output.bias,
+        "phrases": output.phrases_BK,
     }
     return {
         **{f"logits.{name}": value for name, value in output.logits.items()},
@@ -149,4 +151,5 @@ def _rebuild(like: StudentOutput, values: dict[str, Tensor]) -> StudentOutput:
         text_BE=values.get("text"),
         scale=values.get("scale"),
         bias=values.get("bias"),
+        phrases_BK=values.get("phrases"),
     )

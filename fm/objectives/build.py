@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 from fm.config.data import DataConfig
 from fm.config.errors import ConfigError
@@ -13,8 +14,21 @@ from fm.objectives.joint import JointObjective
 from fm.objectives.student import StudentModule
 
 
-def build_student(model: ModelConfig, objective: ObjectiveConfig, data: DataConfig, vocab_size: int) -> StudentModule:
+def build_student(
+    model: ModelConfig,
+    objective: ObjectiveConfig,
+    data: DataConfig,
+    vocab_size: int,
+    phrase_shares: Sequence[float] = (),
+) -> StudentModule:
     """The freshly initialised student; seed torch before the call.
+
+    Args:
+        model: encoder.
+        objective: losses.
+        data: lattice and series, which the encoder's configuration records.
+        vocab_size: entries of the tokenizer.
+        phrase_shares: share of the reports that hold each phrase to predict; none where phrases are not asked for.
 
     Raises:
         ConfigError: a kind of model or objective that this version does not build.
@@ -28,7 +42,7 @@ def build_student(model: ModelConfig, objective: ObjectiveConfig, data: DataConf
         initial_temperature=0.1 if sigmoid else config.initial_temperature,
         initial_bias=-10.0 if sigmoid else 0.0,
     )
-    return StudentModule(encoder, config)
+    return StudentModule(encoder, config, phrase_shares)
 
 
 def make_teacher(student: StudentModule) -> StudentModule:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import product
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fm.batch import StudyBatch
@@ -17,7 +18,7 @@ from fm.objectives.student import StudentOutput
 
 
 class JointObjective(nn.Module):
-    """``loss = w₁ · self-distillation + w₂ · KoLeo + w₃ · image–text``.
+    """``loss = w₁ · self-distillation + w₂ · KoLeo + w₃ · image–text + w₄ · phrases``.
 
     Views named ``global_*`` are the teacher's; the student predicts each of them from every other view of the same
     series. The first global view the student sees, else its first view, is matched with the report.
@@ -43,7 +44,7 @@ class JointObjective(nn.Module):
         """
         config = self.config
         names = self._student_views(batch)
-        align = names[0] if config.image_text_weight > 0 else None
+        align = names[0] if config.image_text_weight > 0 or config.phrase_weight > 0 else None
         student_out: StudentOutput = student(
             {name: batch.views[name] for name in names}, batch.size, align, batch.text if align else None
         )
@@ -57,9 +58,13 @@ class JointObjective(nn.Module):
             spread = torch.stack([koleo(gather_rows(x, gather)) for x in student_out.class_tokens.values()]).mean()
             report["koleo"] = spread.detach()
             loss = loss + config.koleo_weight * spread
-        if align is not None:
+        if config.image_text_weight > 0:
             part = self._image_text(student_out, batch, gather, report)
             loss = loss + config.image_text_weight * part
+        if student_out.phrases_BK is not None:
+            part = self._phrases(student_out.phrases_BK, batch, gather)
+            report["phrases"] = part.detach()
+            loss = loss + config.phrase_weight * part
         report["loss"] = loss.detach()
         return loss, report
 
@@ -104,15 +109,31 @@ class JointObjective(nn.Module):
         report["prototypes_used"] = torch.tensor(float(first.argmax(1).unique().numel()), device=total.device)
         return loss
 
+    def _phrases(self, logits_BK: Tensor, batch: StudyBatch, gather: Gather) -> Tensor:
+        """Binary cross-entropy, the mean over phrases and over the studies of all ranks with image and report."""
+        usable_B = self._usable(batch)
+        each_BK = F.binary_cross_entropy_with_logits(
+            logits_BK, batch.text.phrases_BK.to(logits_BK.dtype), reduction="none"
+        )
+        total = (each_BK.mean(1) * usable_B).sum()
+        # Scaled so that the mean over ranks is the loss of the joined batch.
+        counts = gather(usable_B.sum().unsqueeze(0).to(total.dtype))
+        return total * len(counts) / counts.sum().clamp(min=1)
+
+    @staticmethod
+    def _usable(batch: StudyBatch) -> Tensor:
+        """(B,) bool: studies with at least one series and a report."""
+        has_image_B = torch.zeros_like(batch.text.present_B)
+        has_image_B[batch.views[next(iter(batch.views))].study_S] = True
+        return batch.text.present_B & has_image_B & (batch.weight_B > 0)
+
     def _image_text(
         self, student_out: StudentOutput, batch: StudyBatch, gather: Gather, report: dict[str, Tensor]
     ) -> Tensor:
         config = self.config
         assert student_out.image_BE is not None and student_out.text_BE is not None
         assert student_out.scale is not None and student_out.bias is not None
-        has_image_B = torch.zeros_like(batch.text.present_B)
-        has_image_B[batch.views[next(iter(batch.views))].study_S] = True
-        present_B = gather((batch.text.present_B & has_image_B & (batch.weight_B > 0)).long()) > 0
+        present_B = gather(self._usable(batch).long()) > 0
         image_BE, text_BE = gather(student_out.image_BE), gather(student_out.text_BE)
         positive_BB = positives(gather(batch.text.identity_B), present_B)
         candidate_BB = candidates(positive_BB, gather(batch.patient_B), present_B, config.mask_same_patient)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +29,8 @@ class StudentOutput:
     scale: Tensor | None
     bias: Tensor | None
     """Inverse temperature and bias of the image–text logits."""
+    phrases_BK: Tensor | None = None
+    """(B, K) float32 logits of each phrase standing in the study's report."""
 
 
 class PrototypeHead(nn.Module):
@@ -60,15 +63,32 @@ class PrototypeHead(nn.Module):
         return bottleneck @ prototypes.T
 
 
+class PhraseHead(nn.Module):
+    """A linear map from study features to phrases, which starts by answering with each phrase's share."""
+
+    def __init__(self, dim: int, shares: Sequence[float]) -> None:
+        super().__init__()
+        self.linear = nn.Linear(dim, len(shares))
+        nn.init.normal_(self.linear.weight, std=0.02)
+        with torch.no_grad():
+            self.linear.bias.copy_(torch.logit(torch.tensor(list(shares)), eps=1e-4))
+
+    def forward(self, x_BD: Tensor) -> Tensor:
+        """(B, D) to (B, K) logits, float32."""
+        out: Tensor = self.linear(x_BD).float()
+        return out
+
+
 class StudentModule(nn.Module):
     """Encoder and heads in one module, so that one engine holds all that is trained.
 
     ``fm`` is the model that is exported.
     """
 
-    def __init__(self, fm: FmModel, config: JointConfig) -> None:
+    def __init__(self, fm: FmModel, config: JointConfig, phrase_shares: Sequence[float] = ()) -> None:
         super().__init__()
         self.fm = fm
+        self.phrases = PhraseHead(fm.config.dim, phrase_shares) if phrase_shares else None
         self.head = PrototypeHead(fm.config.dim, config.head_hidden_dim, config.head_bottleneck_dim, config.prototypes)
 
     def forward(
@@ -104,6 +124,7 @@ class StudentModule(nn.Module):
         tokens_TD = features.stream_tokens_TD.split([p.patches_TP.shape[0] for p in packs])[row]
         pooled = self.fm.pool_studies(class_SD, tokens_TD, views[align], studies)
         output.image_BE = self.fm.project_image(pooled)
+        output.phrases_BK = self.phrases(pooled) if self.phrases is not None else None
         output.text_BE = self.fm.encode_text(text)
         output.scale, output.bias = self.fm.contrast_scale()
         return output

@@ -14,9 +14,11 @@ from transformers import PreTrainedTokenizerFast
 from fm.config.errors import UserError
 from fm.config.load import read
 from fm.config.model import VitTextConfig
+from fm.config.objective import JointConfig
 from fm.config.root import PretrainJob
 from fm.config.trainer import Resume
 from fm.data.index import Manifest
+from fm.data.phrases import PhraseTable, common_phrases
 from fm.data.plan import shares
 from fm.data.reader import build_loader
 from fm.data.tokenizer import load_tokenizer, train_tokenizer, training_reports
@@ -38,6 +40,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 EXPORT = "export"
+PHRASES = "phrases.json"
 
 
 def pretrain(job: PretrainJob, run_dir: Path, attempt: str = "1") -> Outcome:
@@ -83,7 +86,9 @@ def _train(job: PretrainJob, run_dir: Path, attempt: str, stop: StopFlag) -> tup
     if step >= job.max_steps:
         return Outcome.DONE, step
     torch.manual_seed(job.seed)
-    student = build_student(job.model, job.objective, job.data, len(tokenizer))
+    phrases = _phrases(job, manifest, tokenizer, run_dir)
+    shares_K = phrases.shares if phrases else ()
+    student = build_student(job.model, job.objective, job.data, len(tokenizer), shares_K)
     module = _module(job, student)
     precision = resolve_precision(job.trainer)
     keeper = Keeper(
@@ -105,7 +110,7 @@ def _train(job: PretrainJob, run_dir: Path, attempt: str, stop: StopFlag) -> tup
         accumulation=accumulation,
         callbacks=[_recorder(job, run_dir, attempt, step), keeper],
     )
-    trainer.fit(module, Stream(_batches(job, manifest, tokenizer, student, step), accumulation))
+    trainer.fit(module, Stream(_batches(job, manifest, tokenizer, phrases, student, step), accumulation))
     if keeper.saved_step < module.completed_steps:
         raise UserError(
             f"step {module.completed_steps} is trained but could not be saved (see events.log): "
@@ -134,6 +139,27 @@ def _tokenizer(job: PretrainJob, manifest: Manifest, run_dir: Path) -> PreTraine
     return load_tokenizer(folder)
 
 
+def _phrases(
+    job: PretrainJob, manifest: Manifest, tokenizer: PreTrainedTokenizerFast, run_dir: Path
+) -> PhraseTable | None:
+    """The phrases to predict, counted once in a run; None where none are asked for or no report has any."""
+    objective = job.objective
+    if not isinstance(objective, JointConfig) or objective.phrase_weight == 0:
+        return None
+    low, high, path = objective.phrase_min_share, objective.phrase_max_share, run_dir / PHRASES
+
+    def count() -> None:
+        if not path.is_file():
+            table = common_phrases((text for _, text in training_reports(manifest)), tokenizer, low, high)
+            partial = path.with_name(path.name + ".tmp")
+            table.save(partial)
+            partial.rename(path)
+
+    _on_rank_0(count)
+    table = PhraseTable.load(path)
+    return table if table.phrases else None
+
+
 def _module(job: PretrainJob, student: StudentModule) -> TrainingModule:
     return TrainingModule(
         student=student,
@@ -157,7 +183,12 @@ def _recorder(job: PretrainJob, run_dir: Path, attempt: str, step: int) -> Recor
 
 
 def _batches(
-    job: PretrainJob, manifest: Manifest, tokenizer: PreTrainedTokenizerFast, student: StudentModule, step: int
+    job: PretrainJob,
+    manifest: Manifest,
+    tokenizer: PreTrainedTokenizerFast,
+    phrases: PhraseTable | None,
+    student: StudentModule,
+    step: int,
 ) -> Any:
     depth, height, width = student.fm.config.patch_voxels
     return build_loader(
@@ -170,6 +201,7 @@ def _batches(
         world_size=world_size(),
         start_step=step,
         max_steps=job.max_steps,
+        phrases=phrases,
     )
 
 

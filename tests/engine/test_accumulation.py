@@ -44,6 +44,7 @@ def make_batch(number: int, series: list[int], words: int) -> StudyBatch:
             mask_BL=torch.ones(3, words, dtype=torch.bool),
             present_B=torch.tensor([True, True, number != 1]),
             identity_B=torch.arange(1, 4) + 100 * number,
+            phrases_BK=torch.rand(3, 5, generator=generator) < 0.5,
         ),
     )
 
@@ -66,8 +67,8 @@ def test_cached_gradients_equal_those_of_the_large_batch() -> None:
     shape = VitTextConfig(
         patch_voxels=[2, 4, 4], dim=24, depth=2, heads=2, text_dim=16, text_depth=1, text_heads=2, embed_dim=16
     )
-    config = JointConfig(prototypes=16, head_hidden_dim=24, head_bottleneck_dim=8)
-    student = build_student(shape, config, DataConfig(), 40)
+    config = JointConfig(prototypes=16, head_hidden_dim=24, head_bottleneck_dim=8, phrase_weight=0.5)
+    student = build_student(shape, config, DataConfig(), 40, [0.4] * 5)
     teacher, objective = make_teacher(student), build_objective(config)
     whole = copy.deepcopy(student)
     expected, _ = objective(whole, teacher, join_batches(MICROS), local_gather)

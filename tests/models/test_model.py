@@ -24,6 +24,7 @@ def _text(ids: list[list[int]]) -> TextBatch:
         mask_BL=mask,
         present_B=torch.tensor([bool(row) for row in ids]),
         identity_B=torch.arange(len(ids)),
+        phrases_BK=torch.zeros(len(ids), 0, dtype=torch.bool),
     )
 
 

@@ -64,6 +64,7 @@ def make_batch() -> Callable[..., StudyBatch]:
                 mask_BL=torch.tensor([[p] * 6 for p in present]),
                 present_B=torch.tensor(list(present)),
                 identity_B=torch.arange(1, size + 1) * torch.tensor(list(present)),
+                phrases_BK=torch.rand(size, 7, generator=g) < 0.4,
             ),
         )
 

@@ -96,6 +96,28 @@ def test_a_few_steps_lower_the_loss_and_move_every_parameter(
     assert still in ([], ["fm.scale.bias"] if image_text is TextLoss.clip else [])
 
 
+def test_phrases_are_a_mean_over_phrases_and_usable_studies(
+    tiny_model: VitTextConfig, data: DataConfig, make_batch: MakeBatch
+) -> None:
+    """In loops; study 1 has no report, study 3 no series."""
+    config = _config(self_distillation_weight=0.0, image_text_weight=0.0, koleo_weight=0.0, phrase_weight=1.5)
+    torch.manual_seed(3)
+    student = build_student(tiny_model, config, data, 40, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7])
+    assert student.phrases is not None
+    torch.testing.assert_close(student.phrases.linear.bias.sigmoid(), torch.arange(1, 8) / 10)
+    batch = make_batch(4, [0, 1, 2], [True, False, True, True])
+    loss, report = build_objective(config)(student, make_teacher(student), batch)
+    view = batch.views["global_a"]
+    logits = student.phrases(student.fm.encode_image(view, 4).study_BD)
+    terms = []
+    for study in (0, 2):
+        for phrase in range(7):
+            p = logits[study, phrase].sigmoid()
+            terms.append(-(p if batch.text.phrases_BK[study, phrase] else 1 - p).log())
+    torch.testing.assert_close(report["phrases"], torch.stack(terms).mean().detach(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(loss, 1.5 * torch.stack(terms).mean(), rtol=1e-5, atol=1e-6)
+
+
 def test_studies_without_a_report_and_holes_leave_image_text_alone(
     tiny_model: VitTextConfig, data: DataConfig, make_batch: MakeBatch
 ) -> None:

@@ -31,7 +31,7 @@ job = torch.load(f"{folder}/job.pt", weights_only=False)
 results = []
 for config in job["configs"]:
     torch.manual_seed(3)
-    student = build_student(job["model"], config, job["data"], 40).double()
+    student = build_student(job["model"], config, job["data"], 40, [0.4] * 7).double()
     teacher = make_teacher(student)
     loss, _ = build_objective(config)(student, teacher, job["batches"][rank], all_gather_with_grad)
     loss.backward()
@@ -74,7 +74,7 @@ def test_two_ranks_equal_one_process(
 ) -> None:
     size = {"prototypes": 12, "head_hidden_dim": 16, "head_bottleneck_dim": 6}
     configs = [
-        JointConfig(image_text=image_text, centering=centering, koleo_weight=0.3, **size)  # type: ignore[arg-type]
+        JointConfig(image_text=image_text, centering=centering, koleo_weight=0.3, phrase_weight=2.0, **size)  # type: ignore[arg-type]
         for image_text, centering in ((TextLoss.clip, Centering.sinkhorn), (TextLoss.siglip, Centering.softmax))
     ]
     # Rank 0 has four series in two studies; rank 1 has one, a hole, and a report that equals one of rank 0.
@@ -92,7 +92,7 @@ def test_two_ranks_equal_one_process(
     results = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
     for i, config in enumerate(configs):
         torch.manual_seed(3)
-        student = build_student(tiny_model, config, data, 40).double()
+        student = build_student(tiny_model, config, data, 40, [0.4] * 7).double()
         loss, _ = build_objective(config)(student, make_teacher(student), batch)
         loss.backward()
         (loss_0, grads_0), (loss_1, grads_1) = results[0][i], results[1][i]
