@@ -30,7 +30,8 @@ SMALL = shlex.split(
     "model=tiny model.dim=32 model.depth=1 model.heads=2 model.text_dim=16 model.text_depth=1 model.text_heads=2 "
     "model.text_max_tokens=24 model.embed_dim=16 model.patch_voxels=[2,8,8] model.cell_voxels=[2,4,4] "
     "data=demo data.spacing_mm=4.0 data.slice_spacing_mm=5.0 data.global_batch_size=8 data.micro_batch_size=4 "
-    "objective=joint_demo objective.prototypes=32 objective.head_hidden_dim=32 objective.head_bottleneck_dim=16 objective.phrase_weight=2.0 "
+    "objective=joint_demo objective.prototypes=32 objective.head_hidden_dim=32 objective.head_bottleneck_dim=16 "
+    "objective.phrase_weight=2.0 "
     "optim.warmup_steps=2 tracker=jsonl launch.processes=2 launch.threads_per_process=1"
 )
 
