@@ -114,7 +114,7 @@ def _draw_series(cell: Any, out: Path, record: dict[str, Any], series: dict[str,
 def _mask(out: Path, record: dict[str, Any], series: dict[str, Any]) -> NDArray[np.uint8]:
     """The written mask, back in DICOM's order of columns, rows and slices."""
     image = nib.load(out / "masks" / record["truth"]["study_uid"] / f"{series['series_uid']}.nii.gz")
-    voxels = np.asarray(image.dataobj)[:, ::-1, :]  # type: ignore[attr-defined]
+    voxels = np.asarray(image.dataobj)[:, ::-1, :]  # type: ignore[attr-defined]  # nibabel types load() too widely
     affine = np.array(series["affine_lps"])
     if float(np.cross(affine[:3, 0], affine[:3, 1]) @ affine[:3, 2]) < 0:
         voxels = voxels[:, :, ::-1]

@@ -70,11 +70,6 @@ class SeriesView:
     plane: int
     agent: int
 
-    @property
-    def spacing_mm(self) -> Float:
-        """(3,) voxel spacing of the view, (D, H, W)."""
-        return np.asarray(np.linalg.norm(self.step_mm, axis=1), dtype=np.float32)
-
 
 def lattice_of(data: DataConfig, patch_voxels: tuple[int, int, int]) -> Lattice:
     """The lattice that a configuration asks for."""

@@ -19,6 +19,7 @@ from fm.data.tokenizer import load_tokenizer
 from fm.data.volume import SeriesImage, read_nifti
 from fm.models.config import FmConfig
 from fm.models.model import FmModel
+from fm.models.pool import mean_max
 
 Features = NDArray[np.float32]
 
@@ -105,9 +106,9 @@ class Encoder:
             own_S = torch.arange(series, device=tokens.device)
             own_T = own_S.repeat_interleave(views.offsets_S1.diff())
             study_T = views.study_S.repeat_interleave(views.offsets_S1.diff())
-            class_BD, _ = _mean_max(found.class_SD.float(), views.study_S, count)
-            study = torch.cat([class_BD, *_mean_max(tokens, study_T, count), found.study_BD.float()], 1)
-            alone = torch.cat([found.class_SD.float(), *_mean_max(tokens, own_T, series), found.series_SD.float()], 1)
+            class_BD, _ = mean_max(found.class_SD.float(), views.study_S, count)
+            study = torch.cat([class_BD, *mean_max(tokens, study_T, count), found.study_BD.float()], 1)
+            alone = torch.cat([found.class_SD.float(), *mean_max(tokens, own_T, series), found.series_SD.float()], 1)
             present_B = torch.zeros(count, 1, device=tokens.device).index_fill(0, views.study_S, 1.0)
             return StudyFeatures(
                 study=_numpy(study),
@@ -156,15 +157,6 @@ def untrained_like(encoder: Encoder, seed: int) -> Encoder:
         model = FmModel(FmConfig.from_dict(encoder.model.config.to_dict()))
     torch.nn.Module.to(model, encoder.model.device)
     return Encoder(model, encoder.tokenizer)
-
-
-def _mean_max(x_ND: Tensor, segment_N: Tensor, segments: int) -> tuple[Tensor, Tensor]:
-    """Mean and maximum of the rows of each segment; zeros for an empty one."""
-    total = x_ND.new_zeros(segments, x_ND.shape[1]).index_add(0, segment_N, x_ND)
-    count = x_ND.new_zeros(segments).index_add(0, segment_N, torch.ones_like(x_ND[:, 0]))
-    index = segment_N.unsqueeze(1).expand_as(x_ND)
-    top = torch.zeros_like(total).scatter_reduce(0, index, x_ND, "amax", include_self=False)
-    return total / count.clamp(min=1).unsqueeze(1), top
 
 
 def _numpy(x: Tensor) -> Features:

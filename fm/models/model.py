@@ -74,7 +74,7 @@ class FmModel(PreTrainedModel):
         self.text = TextEncoder(config)
         self.text_projection = nn.Linear(config.text_dim, config.embed_dim, bias=False)
         self.scale = ContrastScale(config)
-        self.post_init()  # type: ignore[no-untyped-call]
+        self.post_init()  # type: ignore[no-untyped-call]  # transformers has no types here
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

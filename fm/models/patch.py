@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fm.batch import PackedTokens
 from fm.data.sample import Contrast
+from fm.models.pool import mean_max
 from fm.models.position import FourierPosition
 
 
@@ -76,7 +77,8 @@ class ConvStem(nn.Module):
         scale_NK, shift_NK = film_NF.to(cell_NV.dtype).chunk(2, dim=1)
         hidden_NK = F.gelu(torch.addcmul(shift_NK, self.cell(cell_NV), 1 + scale_NK))
         hidden_NK = hidden_NK + F.gelu(self.mix(hidden_NK))
-        out: Tensor = self.linear(_max_mean(hidden_NK, token_N, tissue_TC.sum(1)))
+        mean_TK, top_TK = mean_max(hidden_NK, token_N, tissue_TC.shape[0])
+        out: Tensor = self.linear(torch.cat([top_TK, mean_TK], 1))
         return out
 
 
@@ -87,12 +89,3 @@ def _cell_centres(patch_voxels: tuple[int, int, int], cell_voxels: tuple[int, in
         for p, c in zip(patch_voxels, cell_voxels, strict=True)
     ]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 2)
-
-
-def _max_mean(x_NK: Tensor, token_N: Tensor, count_T: Tensor) -> Tensor:
-    """(T, 2 K): maximum and mean over the cells of each token."""
-    index_NK = token_N.unsqueeze(1).expand_as(x_NK)
-    empty_TK = x_NK.new_zeros(count_T.shape[0], x_NK.shape[1])
-    top_TK = empty_TK.scatter_reduce(0, index_NK, x_NK, "amax", include_self=False)
-    mean_TK = empty_TK.float().index_add(0, token_N, x_NK.float()) / count_T.unsqueeze(1)
-    return torch.cat([top_TK, mean_TK.to(x_NK.dtype)], 1)

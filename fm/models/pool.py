@@ -41,3 +41,12 @@ class GatedPool(nn.Module):
         pooled = pooled + torch.zeros_like(pooled).scatter_reduce(0, row_ND, peak_ND, "amax", include_self=False)
         result: Tensor = pooled.to(tokens_ND.dtype)
         return result
+
+
+def mean_max(x_ND: Tensor, segment_N: Tensor, segments: int) -> tuple[Tensor, Tensor]:
+    """(segments, D) mean and maximum of the rows of each segment; zeros for an empty one. The mean sums in float32."""
+    total = x_ND.new_zeros(segments, x_ND.shape[1], dtype=torch.float32).index_add(0, segment_N, x_ND.float())
+    count = total.new_zeros(segments).index_add(0, segment_N, torch.ones_like(segment_N, dtype=torch.float32))
+    index_ND = segment_N.unsqueeze(1).expand_as(x_ND)
+    top = x_ND.new_zeros(total.shape).scatter_reduce(0, index_ND, x_ND, "amax", include_self=False)
+    return (total / count.clamp(min=1).unsqueeze(1)).to(x_ND.dtype), top

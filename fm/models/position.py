@@ -46,7 +46,7 @@ def rotate(x_THC: Tensor, table: Tensor) -> Tensor:
 
 
 class FourierPosition(nn.Module):
-    """Additive embedding of a position in mm: a linear map of sines and cosines at 8 periods per axis."""
+    """Embedding of a position in mm, to add or to scale by: a linear map of sines and cosines at 8 periods per axis."""
 
     frequencies = 8
 

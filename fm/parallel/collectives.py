@@ -113,4 +113,4 @@ def all_gather_with_grad(local: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return local
-    return cast(Tensor, _AllGather.apply(local))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _AllGather.apply(local))  # type: ignore[no-untyped-call]  # torch leaves apply untyped

@@ -66,7 +66,7 @@ def _scanner_units(patches: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _inner(found: SeriesView, image: SeriesImage) -> NDArray[np.bool_]:
     """Patches that lie inside the body with two samples to spare in-plane."""
-    sampled = np.array(found.spacing_mm) / image.spacing_mm
+    sampled = np.linalg.norm(found.step_mm, axis=1) / image.spacing_mm
     half = sampled * (np.array(LATTICE.patch_voxels) / 2 + (0, 2, 2))
     centre = apply_affine(np.linalg.inv(image.affine), found.position_mm + image.centre_mm)
     start, stop = (np.array(edge) for edge in image.foreground)
@@ -108,7 +108,7 @@ def test_voxel_order_within_a_patch_is_d_h_w() -> None:
     steps = [np.diff(patch, axis=axis).mean() for axis in range(3)]
     # D runs along S, H along A, W along R.
     np.testing.assert_allclose(steps, [SLOPE[2] * 4.0, SLOPE[1] * 2.0, SLOPE[0] * 2.0], atol=0.05)
-    np.testing.assert_allclose(found.spacing_mm, (4.0, 2.0, 2.0))
+    np.testing.assert_allclose(np.linalg.norm(found.step_mm, axis=1), (4.0, 2.0, 2.0))
     assert (found.contrast, found.plane, found.agent) == (3, 0, 2)
 
 
@@ -138,7 +138,7 @@ def test_a_missing_slice_changes_only_the_patches_that_hold_it() -> None:
 def test_thin_slices_are_averaged_and_a_missing_one_darkens_nothing() -> None:
     image = _ramp((40, 70, 64), (1.0, 1.0, 1.0), 0.0)
     found = whole_view(image, LATTICE)
-    np.testing.assert_allclose(found.spacing_mm, (4.0, 2.0, 2.0))
+    np.testing.assert_allclose(np.linalg.norm(found.step_mm, axis=1), (4.0, 2.0, 2.0))
     image.stored[21] = 0
     holed = whole_view(image, LATTICE)
     assert len(holed.patches) == len(found.patches)
