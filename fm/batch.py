@@ -59,6 +59,8 @@ class PackedTokens:
 
 def concat(packs: Sequence[PackedTokens]) -> PackedTokens:
     """One pack of all sequences of `packs`, in order. Study rows are kept, so they ascend within each part only."""
+    if len(packs) == 1:
+        return packs[0]  # patches are the largest tensor of a step: not copied for nothing
     starts = [0, *accumulate(pack.patches_TP.shape[0] for pack in packs)]
     joined = {
         name: torch.cat([getattr(pack, name) for pack in packs])

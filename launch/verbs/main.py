@@ -194,6 +194,8 @@ def execute(request: Request) -> int:
         except KeyboardInterrupt:
             raise
         except (UserError, OSError) as err:
+            if isinstance(err, BrokenPipeError) and log is None:
+                raise  # a verb that only prints, and whose reader has seen enough
             events.keep_traceback(log)
             print(f"fm: {_os_line(err, job) if isinstance(err, OSError) else one_line(err)}", file=sys.stderr)
         except Exception as err:

@@ -164,3 +164,13 @@ main(["_complete", "fm pretrain mo"]); main(["completion", "bash"]); main(["pret
 sys.exit(bool({"hydra", "omegaconf", "torch", "numpy"} & set(sys.modules)))
 """
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    """``fm doctor | head -1``: nothing on standard error."""
+    fm = Path(sys.executable).with_name("fm")
+    done = subprocess.run(
+        ["bash", "-c", f"'{fm}' doctor | head -n 1"], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.strip()
+    assert "fm:" not in done.stderr and "Traceback" not in done.stderr
