@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +156,50 @@ def two_rank_runs(
     out = scenarios(2, *(f"{kinds[name][0]}={folder}" for name, folder in made.items()))
     (root / "out").write_text(out)
     return {**made, "out": root / "out"}
+
+
+class Nursery:
+    """Runs attempts in workers that are forked from one warm process, see nursery.py."""
+
+    def __init__(self) -> None:
+        script = Path(__file__).with_name("nursery.py")
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[2])}
+        self._process = subprocess.Popen(
+            [sys.executable, str(script)], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self._attempts = 0
+        assert self._answer() == "ready"
+
+    def train(self, run_dir: Path, *faults: dict[str, Any], ranks: int = 2, timeout_s: float = 300) -> list[int]:
+        """The exit codes of one attempt's ranks."""
+        self._attempts += 1
+        request = {
+            "run_dir": str(run_dir),
+            "ranks": ranks,
+            "attempt": str(self._attempts),
+            "faults": faults,
+            "timeout_s": timeout_s,
+        }
+        assert self._process.stdin is not None
+        print(json.dumps(request), file=self._process.stdin, flush=True)
+        codes: list[int] = json.loads(self._answer())
+        return codes
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(30)
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    started = Nursery()
+    yield started
+    started.close()
 
 
 @pytest.fixture

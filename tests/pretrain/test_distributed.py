@@ -23,12 +23,12 @@ def trace(rows: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
     return [(row["step"], *(row[name] for name in COMPARED)) for row in rows]
 
 
-def test_guards_and_teacher_hold_in_every_process(two_rank_runs: dict[str, Path]) -> None:
+def test_rows_39_41_and_49_hold_in_every_process(two_rank_runs: dict[str, Path]) -> None:
     """What scenarios.py asserts on each rank: teacher averages, skipped steps, refusal of damaged checkpoints."""
     assert (two_rank_runs["out"].read_text()).count("holds") == 2 * 5
 
 
-def test_a_bad_batch_is_skipped_by_all_and_its_samples_kept(two_rank_runs: dict[str, Path], rows: Rows) -> None:
+def test_row_41_a_bad_batch_is_skipped_by_all_and_its_samples_kept(two_rank_runs: dict[str, Path], rows: Rows) -> None:
     run = two_rank_runs["skipped"]
     kept = [json.loads(line) for line in (run / "skipped.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in kept] == [2, 4]
@@ -37,7 +37,7 @@ def test_a_bad_batch_is_skipped_by_all_and_its_samples_kept(two_rank_runs: dict[
     assert rows(run)[1]["loss"] is None
 
 
-def test_two_processes_equal_one_that_accumulates(
+def test_row_37_two_processes_equal_one_that_accumulates(
     tmp_path: Path,
     dataset: str,
     two_rank_runs: dict[str, Path],
@@ -61,7 +61,7 @@ def test_the_loss_falls(two_rank_runs: dict[str, Path], rows: Rows) -> None:
     assert sum(losses[-3:]) < 0.95 * sum(losses[:3])
 
 
-def test_the_export_is_the_teacher(two_rank_runs: dict[str, Path]) -> None:
+def test_row_49_the_export_is_the_teacher(two_rank_runs: dict[str, Path]) -> None:
     run = two_rank_runs["bf16"]
     model = AutoModel.from_pretrained(run / "export")
     teacher = load_file(run / "checkpoints" / "step-00000005" / "teacher.safetensors")
@@ -71,7 +71,7 @@ def test_the_export_is_the_teacher(two_rank_runs: dict[str, Path]) -> None:
 
 @pytest.mark.full
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_stages_agree(
+def test_row_49_stages_agree(
     precision: str,
     tmp_path: Path,
     dataset: str,
