@@ -115,7 +115,7 @@ class Keeper(pl.Callback):
 
 
 class Guard(pl.Callback):
-    """Watches for a hang while the run trains."""
+    """Watches for a hang from the first batch to the last; put it first, closing the others may take its time."""
 
     def __init__(self, config: TrainerConfig, run_dir: Path, attempt: str) -> None:
         """Take the timeout and where to report to."""
@@ -123,9 +123,10 @@ class Guard(pl.Callback):
         self._run_dir, self._attempt = run_dir, attempt
         self._watchdog: Watchdog | None = None
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin to watch."""
-        if self._timeout:
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, idx: int) -> None:
+        """Begin to watch: loading a checkpoint and the first batch take as long as they take."""
+        if self._timeout and self._watchdog is None:
+            _training(pl_module).phases.enter("data")
             self._watchdog = Watchdog(
                 self._run_dir,
                 rank=rank(),
@@ -137,7 +138,7 @@ class Guard(pl.Callback):
             self._watchdog.start()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """End the watch: what follows the last step takes as long as it takes."""
+        """End the watch: what follows the last step may take as long."""
         self._end()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:

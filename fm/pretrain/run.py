@@ -115,11 +115,10 @@ def _train(job: PretrainJob, run_dir: Path, attempt: str, stop: StopFlag) -> tup
         micro_batch_size=job.data.micro_batch_size,
         accumulation=accumulation,
         callbacks=[
-            # The watch starts last and ends first: what stands before it may take its time.
+            Guard(job.trainer, run_dir, attempt),
             StepProfiler(job.trainer.profile_steps, run_dir, attempt),
             _recorder(job, run_dir, attempt, step),
             keeper,
-            Guard(job.trainer, run_dir, attempt),
         ],
     )
     trainer.fit(module, Stream(_batches(job, manifest, tokenizer, phrases, student, step), accumulation))
