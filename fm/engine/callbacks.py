@@ -99,6 +99,11 @@ class Keeper(pl.Callback):
             trainer.should_stop = True
         module.phases.enter("data")
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Let what is being written get to the disk."""
+        if self._saver is not None:
+            self._saver.leave()
+
     def _capture(self, module: TrainingModule, state: RunState) -> Any:
         return capture(state, masters=module.masters, teacher=module.teacher, shard=module.shard, student=self._student)
 

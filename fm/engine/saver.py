@@ -20,6 +20,8 @@ from fm.parallel.collectives import any_flag, broadcast_object, rank, world_size
 log = logging.getLogger(__name__)
 _MARK = "rank-{:05d}.written"
 _LOOK_SECONDS = 0.02
+_LAST_SECONDS = 10.0
+"""What a save in flight gets when the run fails: longer would only keep the others waiting for a rank that is gone."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -50,7 +52,7 @@ class Snapshot:
 
 
 class Saver:
-    """Saves checkpoints, at most one at a time; its methods are collectives, on the main thread of every rank.
+    """Saves checkpoints, at most one at a time; :meth:`start` and :meth:`finish` are collectives of the main threads.
 
     Each rank's thread writes its own files and leaves a mark; rank 0's thread commits when all marks are there. Thus
     no thread ever waits in a collective, and a rank that cannot write is told of by the main threads.
@@ -102,6 +104,11 @@ class Saver:
         write.join()
         if not any_flag(rank() == 0 and not write.committed, self._device()):
             self.saved_step = write.step
+
+    def leave(self) -> None:
+        """Give a save in flight the time to end, on this rank alone: for a run that fails. No collective."""
+        if self._write is not None:
+            self._write.join(_LAST_SECONDS)
 
     def _begin(self, step: int, total_bytes: int) -> Path | None:
         try:

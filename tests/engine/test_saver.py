@@ -4,6 +4,7 @@ import logging
 import resource
 import shutil
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -117,3 +118,18 @@ def test_a_disk_that_will_be_full_soon_is_told_of(
         saver.start(1, 100_000_000, lambda: snapshot(1.0))
     saver.finish()
     assert "room for 2 more checkpoints" in caplog.text and store.steps() == [1]
+
+
+def test_a_run_that_fails_leaves_its_save_time_to_end(
+    store: CheckpointStore, saver: Saver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Snapshot.write
+
+    def slow(taken: Snapshot, folder: Path) -> None:
+        time.sleep(0.3)
+        real(taken, folder)
+
+    monkeypatch.setattr(Snapshot, "write", slow)
+    saver.start(1, 100, lambda: snapshot(1.0))
+    saver.leave()
+    assert store.steps() == [1]

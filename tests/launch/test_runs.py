@@ -83,6 +83,8 @@ def test_what_an_attempt_may_change_is_recorded_and_stays() -> None:
     assert Path("r/run.yaml").read_bytes() == before
     changes = runs.attempts(Path("r"))[-1]["changes"]
     assert changes == {"max_steps": 7, "launch.processes": 3, "tracker.wandb": "off"}
+    layout = open_run("run=r", "trainer.stage=1", "data.micro_batch_size=8", "data.workers=2")
+    assert (layout.trainer.stage, layout.data.micro_batch_size, layout.data.workers) == (1, 8, 2)
     again = open_run("run=r", "max_steps=9")
     assert (again.max_steps, again.launch.processes) == (9, 3)
     assert runs.attempt_job(Path("r")) == again
