@@ -11,7 +11,7 @@ INSTALL = sh -c '$(BIN)/uv pip install --quiet --python $(BIN)/python "$$@" || $
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 WORKERS ?= 2
 
-.PHONY: install demo test test-full lint bench docs clean
+.PHONY: install demo test test-full soak lint bench docs clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -37,6 +37,10 @@ test: $(STAMP)
 
 test-full: $(STAMP)
 	$(PYTEST)
+
+# Two hundred random kills of one run.
+soak: $(STAMP)
+	SOAK_KILLS=200 $(PYTEST) tests/pretrain/test_soak.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

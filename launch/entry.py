@@ -21,12 +21,13 @@ from types import FrameType
 
 from fm.config.errors import UserError
 from fm.config.launch import LaunchConfig, LocalLaunch
+from fm.engine.failures import ERRORS
 from fm.engine.metrics import Row
 from fm.engine.progress import ProgressView
 from fm.engine.signals import REQUEUE_EXIT_CODE, STOP_SIGNALS
 from fm.engine.verdict import Outcome, read_verdict
 from launch.events import NAME as EVENTS
-from launch.worker import ATTEMPT, ERRORS, die_with_parent
+from launch.worker import ATTEMPT, die_with_parent
 
 LOCK = "lock"
 METRICS = "metrics.jsonl"
@@ -59,7 +60,9 @@ def topology(launch: LaunchConfig, gpus: int, cores: int) -> Topology:
     return Topology(processes=processes, threads=launch.threads_per_process or max(1, cores // processes))
 
 
-def run_workers(run_dir: Path, *, attempt: str, place: Topology, signal_lead_s: int, max_steps: int) -> int:
+def run_workers(
+    run_dir: Path, *, attempt: str, place: Topology, signal_lead_s: int, max_steps: int, advice: str
+) -> int:
     """Run the workers of one attempt to their end.
 
     Args:
@@ -68,6 +71,7 @@ def run_workers(run_dir: Path, *, attempt: str, place: Topology, signal_lead_s: 
         place: processes and threads.
         signal_lead_s: seconds that workers get between a stop signal and the kill.
         max_steps: steps of the whole run, for the progress view.
+        advice: what to do where the workers are killed for memory.
 
     Returns:
         0 when the run is done, 75 when it was stopped and should be run again.
@@ -102,7 +106,7 @@ def run_workers(run_dir: Path, *, attempt: str, place: Topology, signal_lead_s: 
                 _show(view, rows, notices)
                 _wait(process)
         _show(view, rows, notices)
-    return _exit_code(run_dir, attempt, process.returncode, stopped=bool(forwarded))
+    return _exit_code(run_dir, attempt, process.returncode, advice, stopped=bool(forwarded))
 
 
 def torchrun(place: Topology, signal_lead_s: int, worker: Sequence[str]) -> list[str]:
@@ -121,7 +125,7 @@ def torchrun(place: Topology, signal_lead_s: int, worker: Sequence[str]) -> list
     ]
 
 
-def _exit_code(run_dir: Path, attempt: str, returncode: int, stopped: bool = False) -> int:
+def _exit_code(run_dir: Path, attempt: str, returncode: int, advice: str = "", stopped: bool = False) -> int:
     verdict = read_verdict(run_dir, attempt)
     if verdict is not None and verdict.outcome is Outcome.DONE:
         return 0
@@ -133,8 +137,8 @@ def _exit_code(run_dir: Path, attempt: str, returncode: int, stopped: bool = Fal
         return REQUEUE_EXIT_CODE
     if not failures:
         raise WorkerError(
-            f"the workers were killed (torchrun ended with {returncode}), perhaps for memory: lower "
-            f"data.micro_batch_size or give run={run_dir} alone to resume; details in {run_dir / EVENTS}"
+            f"the workers were killed (torchrun ended with {returncode}), perhaps for memory: give run={run_dir} alone "
+            f"to resume; if it happens again, {advice}; details in {run_dir / EVENTS}"
         )
     # A refusal comes from all ranks; else the others only report that the first one is gone.
     first = min(failures, key=lambda failure: (not failure["refused"], failure["time"]))

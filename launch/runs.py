@@ -22,9 +22,9 @@ from fm.config.root import JOBS, PretrainJob
 
 RUN_FILE = "run.yaml"
 ATTEMPTS = "attempts.jsonl"
-MAY_CHANGE = ("launch.", "tracker.")
-"""Prefixes of keys that an attempt may change; :data:`MAY_CHANGE_KEYS` too."""
-MAY_CHANGE_KEYS = ("max_steps", "data.accept")
+MAY_CHANGE = ("launch.", "tracker.", "trainer.")
+"""Prefixes of keys that an attempt may change: no result changes but by rounding. :data:`MAY_CHANGE_KEYS` too."""
+MAY_CHANGE_KEYS = ("max_steps", "data.accept", "data.micro_batch_size", "data.prefetch", "data.workers")
 PLACE_KEYS = ("run", "from_run")
 """Keys that say where a run lies or came from; they are not part of its configuration."""
 

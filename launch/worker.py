@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import logging
 import os
 import signal
 import sys
-import time
 import traceback
 from pathlib import Path
 
 from fm.config.errors import UserError
 from fm.config.root import PretrainJob
 from fm.config.trainer import Device
+from fm.engine.failures import explained, record_error
 from fm.engine.signals import REQUEUE_EXIT_CODE
 from fm.engine.verdict import Outcome
 from launch.runs import attempt_job
 
 ATTEMPT = "FM_ATTEMPT"
 """Environment variable with the name of the attempt."""
-ERRORS = "errors"
-"""Folder of the run with one file per failed rank and attempt."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -37,6 +34,7 @@ def main(run_dir: Path) -> int:
     )
     for room in ("fm", "launch"):
         logging.getLogger(room).setLevel(logging.INFO)
+    job: object = None
     try:
         job = attempt_job(run_dir)
         if not isinstance(job, PretrainJob):
@@ -48,6 +46,9 @@ def main(run_dir: Path) -> int:
 
         return REQUEUE_EXIT_CODE if pretrain(job, run_dir, attempt) is Outcome.REQUEUE else 0
     except BaseException as err:
+        if isinstance(job, PretrainJob):
+            ranks = int(os.environ.get("WORLD_SIZE", "1"))
+            err = explained(err, job.data, job.trainer.stage, int(rank), ranks)
         record_error(run_dir, attempt, rank, err)
         traceback.print_exc()
         return 1
@@ -59,21 +60,6 @@ def gpu_count() -> int:
     if visible is not None:
         return len([entry for entry in visible.split(",") if entry.strip() not in ("", "-1")])
     return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
-
-
-def record_error(run_dir: Path, attempt: str, rank: str, err: BaseException) -> None:
-    """Keep what ended this rank, so that the launcher can say which rank failed first, and of what."""
-    refused = isinstance(err, UserError)
-    message = " ".join(str(err).split())
-    entry = {
-        "time": time.time(),
-        "rank": int(rank),
-        "refused": refused,
-        "message": message if refused else f"{type(err).__name__}: {message[:500]}",
-    }
-    folder = run_dir / ERRORS
-    folder.mkdir(exist_ok=True)
-    (folder / f"attempt-{attempt}-rank-{rank}.json").write_text(json.dumps(entry), encoding="utf-8")
 
 
 def die_with_parent() -> None:

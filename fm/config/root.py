@@ -197,6 +197,28 @@ class RunsJob:
     """Folder to search."""
 
 
+@dataclass(kw_only=True, slots=True)
+class CheckpointListJob:
+    """List the checkpoints of a run with their size and layout."""
+
+    plain_form: ClassVar[str] = "fm checkpoint list from_run=DIR"
+
+    from_run: str = "???"
+    """Run folder of fm pretrain."""
+
+
+@dataclass(kw_only=True, slots=True)
+class CheckpointVerifyJob:
+    """Check every file of a run's checkpoints against the SHA-256 of its manifest."""
+
+    plain_form: ClassVar[str] = "fm checkpoint verify from_run=DIR"
+
+    from_run: str = "???"
+    """Run folder of fm pretrain."""
+    step: int | None = None
+    """Checkpoint to check; null: all."""
+
+
 JOBS: dict[str, type] = {
     "phantom": PhantomJob,
     "prepare": PrepareJob,
@@ -207,6 +229,8 @@ JOBS: dict[str, type] = {
     "demo": DemoJob,
     "doctor": DoctorJob,
     "runs list": RunsJob,
+    "checkpoint list": CheckpointListJob,
+    "checkpoint verify": CheckpointVerifyJob,
 }
 """The job of every verb, in the order of the help."""
 

@@ -5,7 +5,7 @@ Enum members are named as YAML writes them: OmegaConf looks enums up by name.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from fm.config.errors import ConfigError
@@ -58,15 +58,27 @@ class TrainerConfig:
     checkpoint_every_steps: int = 200
     keep_last: int = 2
     """Committed checkpoints to keep; older ones are deleted."""
+    keep_every_steps: int = 0
+    """Checkpoints at multiples of this are never deleted; 0: none is kept for good."""
     resume: Resume = Resume.auto
     log_every_steps: int = 1
     """Steps between rows of metrics.jsonl."""
     max_bad_steps: int = 20
-    """Skipped steps in a row (loss or gradient not finite) after which the run stops."""
+    """Skipped steps in a row (loss or gradient not finite, or a spike) after which the run stops."""
+    spike_sigma: float = 6.0
+    """A step is skipped when its loss is this many standard deviations above the mean of the last ones; 0: never."""
+    spike_window: int = 100
+    """Losses that the spike guard looks back on; before there are so many it skips nothing."""
+    hang_timeout_s: int = 300
+    """Seconds without any progress after which the run ends with the stacks of all ranks; 0: wait for ever."""
     collective_timeout_s: int = 600
     """Seconds after which a collective that a lost rank never joins raises an error."""
     signal_lead_s: int = 120
     """Seconds between a stop signal and the kill that follows: the time there is to save."""
+    profile_steps: list[int] = field(default_factory=list)
+    """First and last step of a Chrome trace of each rank, e.g. [10,20]; empty: none."""
+    device_tflops: float = 0.0
+    """Peak TFLOP/s of one device, of which the MFU is a share; 0: known for common GPUs, else no MFU."""
     export_weights: Weights = Weights.teacher
 
     def __post_init__(self) -> None:
@@ -91,3 +103,12 @@ class TrainerConfig:
         ):
             if count < 1:
                 raise ConfigError(f"trainer.{name}={count}: must be at least 1")
+        if min(self.keep_every_steps, self.hang_timeout_s, self.spike_sigma, self.device_tflops) < 0:
+            raise ConfigError(
+                "trainer: keep_every_steps, hang_timeout_s, spike_sigma and device_tflops must not be negative"
+            )
+        if self.spike_window < 2:
+            raise ConfigError(f"trainer.spike_window={self.spike_window}: a standard deviation needs at least 2 losses")
+        steps = self.profile_steps
+        if steps and not (len(steps) == 2 and 1 <= steps[0] <= steps[1]):
+            raise ConfigError(f"trainer.profile_steps={list(steps)}: give the first and the last step, e.g. [10,20]")

@@ -7,6 +7,7 @@ Whatever is killed in between leaves the previous checkpoint as it was.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -15,14 +16,20 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from fm.config.errors import UserError
 from fm.engine.verdict import fsync_folder, write_atomically
 
 log = logging.getLogger(__name__)
 
+CHECKPOINTS = "checkpoints"
+"""Folder of a run's checkpoints."""
+STATE_FILE = "state.json"
 MANIFEST = "manifest.json"
 COMMITTED = "COMMITTED"
+_ROOM = 3
+"""Checkpoints that there should be room for; with less the log warns."""
 _STEP = re.compile(r"step-(\d{8})")
 
 
@@ -33,25 +40,36 @@ class CheckpointError(UserError):
 class CheckpointStore:
     """The checkpoints of one run: a folder with one subfolder per saved step."""
 
-    def __init__(self, root: Path, keep_last: int = 2) -> None:
+    def __init__(self, root: Path, keep_last: int = 2, keep_every_steps: int = 0) -> None:
         """Open the folder; it may be absent.
 
         Args:
             root: folder of the checkpoints.
             keep_last: committed steps that pruning leaves.
+            keep_every_steps: pruning leaves the multiples of this too; 0: none.
         """
         self.root = root
         self._keep_last = keep_last
+        self._keep_every = keep_every_steps
 
     def folder(self, step: int) -> Path:
         """Where a step's checkpoint lies, or would lie."""
         return self.root / f"step-{step:08d}"
 
-    def begin(self, step: int) -> Path:
-        """An empty scratch folder for a step; what earlier, interrupted saves left behind is removed."""
+    def begin(self, step: int, needed_bytes: int = 0) -> Path:
+        """An empty scratch folder for a step; what earlier, interrupted saves left behind is removed.
+
+        Args:
+            step: steps completed.
+            needed_bytes: what is going to be written; little room left for the next ones is told of in the log.
+
+        Raises:
+            OSError: the disk is full, or will be before the step is written.
+        """
         self.root.mkdir(parents=True, exist_ok=True)
         for leftover in self.root.glob("*.tmp"):
             shutil.rmtree(leftover)
+        self._look_for_space(needed_bytes)
         partial = self.root / f"step-{step:08d}.tmp"
         partial.mkdir()
         return partial
@@ -84,6 +102,14 @@ class CheckpointStore:
     def discard(self, step: int) -> None:
         """Remove the scratch folder of a save that failed."""
         shutil.rmtree(self.root / f"step-{step:08d}.tmp", ignore_errors=True)
+
+    def facts(self, step: int) -> dict[str, Any]:
+        """What a step says of itself: stage, precision, ranks, dataset; empty where that cannot be read."""
+        try:
+            found = json.loads((self.folder(step) / STATE_FILE).read_text())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def steps(self) -> list[int]:
         """Committed steps, ascending; whether their files are whole is :meth:`verify`'s matter."""
@@ -150,8 +176,27 @@ class CheckpointStore:
             raise CheckpointError(f"trainer.resume=required, but {self.root} holds no committed checkpoint")
         return None
 
+    def _look_for_space(self, needed: int) -> None:
+        free = shutil.disk_usage(self.root).free
+        if needed > free:
+            raise OSError(
+                errno.ENOSPC,
+                f"{needed / 1e6:.0f} MB are needed in {self.root}, which has {free / 1e6:.0f} MB free: free some "
+                "space, or lower trainer.keep_last",
+            )
+        if needed and free < _ROOM * needed:
+            log.warning(
+                "%s has %.0f MB free, room for %d more checkpoints of %.0f MB: free some space soon",
+                self.root,
+                free / 1e6,
+                free // needed,
+                needed / 1e6,
+            )
+
     def _prune(self) -> None:
         for step in self.steps()[: -self._keep_last]:
+            if self._keep_every and step % self._keep_every == 0:
+                continue
             # COMMITTED goes first: a deletion that is cut short leaves no checkpoint that calls itself good.
             (self.folder(step) / COMMITTED).unlink()
             shutil.rmtree(self.folder(step))

@@ -12,12 +12,11 @@ from safetensors.torch import load_file
 
 from fm.config.errors import UserError
 from fm.config.trainer import Weights
-from fm.engine.checkpoint import CheckpointStore
+from fm.engine.checkpoint import CHECKPOINTS, CheckpointStore
 from fm.engine.metrics import Row, read_metrics
 from fm.engine.state import MODEL_FOLDER, STUDENT_FILE, TEACHER_FILE, read_state
 from fm.models import FmConfig, FmModel
 
-CHECKPOINTS = "checkpoints"
 TOKENIZER = "tokenizer"
 METRICS = "metrics.jsonl"
 _PREFIX = "fm."

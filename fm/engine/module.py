@@ -7,26 +7,40 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fm.batch import StudyBatch
 from fm.config.optim import OptimConfig
 from fm.engine.accumulation import Replay, join_batches
+from fm.engine.flops import FlopMeter
 from fm.engine.groups import build_optimizer
 from fm.engine.masters import Masters
+from fm.engine.phases import Phases
 from fm.engine.schedules import learning_rate, teacher_momentum
+from fm.engine.shard import OptimizerShard
+from fm.engine.spikes import SpikeGuard
 from fm.engine.teacher import Teacher
-from fm.parallel.collectives import all_gather_with_grad, any_flag, rank
+from fm.objectives.student import StudentModule
+from fm.parallel.collectives import all_gather_with_grad, rank, seconds_waited, sum_over_ranks, world_size
 
 Result = TypeVar("Result")
 Objective = Callable[[Any, Any, StudyBatch, Callable[[Tensor], Tensor]], tuple[Tensor, dict[str, Tensor]]]
 """``objective(student, teacher, batch, gather) -> (loss, report)``, see :mod:`fm.objectives`."""
 Forwarded = tuple[Tensor, dict[str, Tensor], Callable[[], None]]
 """Loss, report, and what sends the gradient back."""
+
+
+class Skip(StrEnum):
+    """Why a step was skipped on all ranks."""
+
+    LOSS = "the loss is not finite"
+    GRADIENT = "a gradient is not finite"
+    SPIKE = "the loss is far above what it was lately"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -41,13 +55,24 @@ class StepResult:
     volumes: int = 0
     """Series views encoded per kind of view: the series of the batch."""
     tokens: int = 0
-    applied: bool = True
-    """False where the step was skipped on all ranks because loss or gradient was not finite."""
+    skip: Skip | None = None
+    """Why the step was skipped on all ranks; None where it was applied."""
     gradient_norm: float = 0.0
     learning_rate: float = 0.0
     momentum: float = 0.0
     seconds: float = 0.0
     """Time since the step before, waiting and saving included."""
+    busy_seconds: float = 0.0
+    """The part of it that this rank itself needed, data included, up to where the ranks agree on the loss."""
+    phases: dict[str, float] = field(default_factory=dict)
+    """Seconds of each phase."""
+    flops: float = 0.0
+    """Model FLOPs of this rank."""
+
+    @property
+    def applied(self) -> bool:
+        """Whether weights and teacher moved."""
+        return self.skip is None
 
 
 class TrainingModule(pl.LightningModule):
@@ -61,12 +86,13 @@ class TrainingModule(pl.LightningModule):
     def __init__(
         self,
         *,
-        student: nn.Module,
-        teacher: nn.Module,
+        student: StudentModule,
+        teacher: StudentModule,
         objective: Objective,
         optim: OptimConfig,
         seed: int,
         max_steps: int,
+        spikes: SpikeGuard,
     ) -> None:
         """Take the parts of a run.
 
@@ -77,6 +103,7 @@ class TrainingModule(pl.LightningModule):
             optim: optimiser and schedules.
             seed: of the run.
             max_steps: steps of the whole run, the horizon of the schedules.
+            spikes: judges the loss of each step.
         """
         super().__init__()
         self.automatic_optimization = False
@@ -85,10 +112,15 @@ class TrainingModule(pl.LightningModule):
         self.seed = seed
         self.max_steps = max_steps
         self.completed_steps = 0
+        self.spikes = spikes
+        self.phases = Phases()
         self.result: StepResult | None = None
         # In a tuple: a plain attribute would register the modules, and the engine would cast and shard the teacher.
         self._outside = (Teacher(teacher), objective)
+        self._flops = FlopMeter(student, teacher)
         self._masters: Masters | None = None
+        self._shard: OptimizerShard | None = None
+        self._waited = 0.0
         self._ended = time.perf_counter()
 
     @property
@@ -104,6 +136,13 @@ class TrainingModule(pl.LightningModule):
         return self._masters
 
     @property
+    def shard(self) -> OptimizerShard:
+        """This rank's part of the optimiser's state."""
+        if self._shard is None:
+            raise RuntimeError("the engine has not been attached yet")
+        return self._shard
+
+    @property
     def engine(self) -> Any:
         """The DeepSpeed engine."""
         return self.trainer.strategy.model
@@ -116,6 +155,7 @@ class TrainingModule(pl.LightningModule):
         """Find the masters of the built engine and start the teacher at them; call once."""
         self.teacher.module.to(next(self.student.parameters()).device)
         self._masters = Masters(self.engine, self.student)
+        self._shard = OptimizerShard(self.engine, self.student)
         self.teacher.copy_from(self._masters.read())
 
     def transfer_batch_to_device(
@@ -131,17 +171,25 @@ class TrainingModule(pl.LightningModule):
     def training_step(self, batch: list[StudyBatch]) -> None:
         """One step on this rank's share of one global batch, in micro-batches: every rank steps, or none does."""
         step = self.completed_steps
+        self.phases.enter("forward")
         self._seed(0)
         rate = learning_rate(self.optim, step, self.max_steps)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
         loss, report, backward = self._direct(batch[0]) if len(batch) == 1 else self._cached(batch)
-        applied, norm = self._backward_and_step(loss, backward)
+        skip, total = self._judge(loss)
+        busy = time.perf_counter() - self._ended - (seconds_waited() - self._waited)
+        norm = math.nan
+        if skip is None:
+            skip, norm = self._backward_and_step(backward)
         momentum = teacher_momentum(self.optim, step, self.max_steps)
-        if applied:
+        self.phases.enter("teacher")
+        if skip is None:
             self.teacher.update(self.masters.read(), momentum)
+            self.spikes.take(total)
         self.completed_steps += 1
-        ended = time.perf_counter()
+        self.phases.enter("record")
+        ended, self._waited = time.perf_counter(), seconds_waited()
         self.result = StepResult(
             step=self.completed_steps,
             loss=loss.detach().float(),
@@ -149,11 +197,14 @@ class TrainingModule(pl.LightningModule):
             keys=[key for micro in batch for key in micro.keys],
             volumes=sum(max(len(view.lengths) for view in micro.views.values()) for micro in batch),
             tokens=sum(view.patches_TP.shape[0] for micro in batch for view in micro.views.values()),
-            applied=applied,
+            skip=skip,
             gradient_norm=norm,
             learning_rate=rate,
             momentum=momentum,
             seconds=ended - self._ended,
+            busy_seconds=busy,
+            phases=self.phases.take(),
+            flops=self._flops.take(),
         )
         self._ended = ended
 
@@ -186,12 +237,20 @@ class TrainingModule(pl.LightningModule):
     def _seed(self, micro: int) -> None:
         torch.manual_seed(_step_seed(self.seed, self.completed_steps, rank(), micro))
 
-    def _backward_and_step(self, loss: Tensor, backward: Callable[[], None]) -> tuple[bool, float]:
-        """Whether the step was applied, and the gradient norm before clipping; the same answer on every rank."""
-        if any_flag(not bool(torch.isfinite(loss)), self.device_for_flags):
-            return False, float("nan")
+    def _judge(self, loss: Tensor) -> tuple[Skip | None, float]:
+        """Whether the loss forbids a step, and its mean over ranks: one sum, so that all come to the same answer."""
+        local = loss.detach().to(self.device_for_flags, torch.float64)
+        mean = float(sum_over_ranks(local.reshape(1))) / world_size()
+        if not math.isfinite(mean):
+            return Skip.LOSS, mean
+        return (Skip.SPIKE if self.spikes.is_spike(mean) else None), mean
+
+    def _backward_and_step(self, backward: Callable[[], None]) -> tuple[Skip | None, float]:
+        """Whether the gradient forbids the step, and its norm before clipping; the same answer on every rank."""
         engine = self.engine
+        self.phases.enter("backward")
         backward()
+        self.phases.enter("optimizer")
         norm = None
         if not engine.zero_optimization():
             # Without ZeRO DeepSpeed steps on whatever the gradient is, the same on all ranks after their reduction.
@@ -200,14 +259,14 @@ class TrainingModule(pl.LightningModule):
             norm = float(total)
             if not math.isfinite(norm):
                 engine.zero_grad()
-                return False, norm
+                return Skip.GRADIENT, norm
             if self.optim.clip_norm > 0:
                 torch.nn.utils.clip_grads_with_norm_(parameters, self.optim.clip_norm, total)
         # With ZeRO the engine itself agrees over ranks that no gradient is inf or nan, else drops all of them.
         engine.step()
         if norm is None:
             norm = float(engine.get_global_grad_norm())
-        return bool(engine.was_step_applied()), norm
+        return (None if engine.was_step_applied() else Skip.GRADIENT), norm
 
     @property
     def device_for_flags(self) -> torch.device | str:
@@ -216,7 +275,7 @@ class TrainingModule(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """Start the clock of the first step."""
-        self._ended = time.perf_counter()
+        self._ended, self._waited = time.perf_counter(), seconds_waited()
 
 
 def _step_seed(seed: int, *place: int) -> int:

@@ -1,29 +1,38 @@
-"""What a checkpoint holds, and how it is saved and loaded by all ranks together."""
+"""What a checkpoint holds, and how it is saved and loaded by all ranks together.
+
+Everything is float32 safetensors under parameter names, so that another number of ranks, another ZeRO stage or another
+precision can go on with it, and nothing is unpickled: the student's masters and the teacher whole, AdamW's moments as
+each rank holds them (:mod:`fm.engine.shard`).
+"""
 
 from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
-from fm.engine.checkpoint import CheckpointError, CheckpointStore
+from fm.engine.checkpoint import STATE_FILE, CheckpointError
 from fm.engine.masters import Masters
+from fm.engine.saver import Snapshot
+from fm.engine.shard import OptimizerShard, ShardError
 from fm.engine.teacher import Teacher
 from fm.objectives.student import StudentModule
-from fm.parallel.collectives import any_flag, barrier, broadcast_object, rank, world_size
+from fm.parallel.collectives import barrier, rank, world_size
 
 log = logging.getLogger(__name__)
 
-ENGINE_TAG = "engine"
 TEACHER_FILE = "teacher.safetensors"
 STUDENT_FILE = "student.safetensors"
-STATE_FILE = "state.json"
 MODEL_FOLDER = "model"
+_MOMENTS_FILE = "moments-{:05d}-of-{:05d}.safetensors"
+_DEEPSPEED_FOLDER = "engine"
+_BYTES_PER_PARAMETER = 16
+"""Master, teacher and two moments, float32 each."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -38,22 +47,38 @@ class RunState:
     dataset_id: str
     parameters: int
     """Trainable parameters: a changed architecture shows at once."""
+    recent_losses: list[float] = field(default_factory=list)
+    """What the spike guard looks back on."""
+
+    @property
+    def total_bytes(self) -> int:
+        """About what all ranks write."""
+        return _BYTES_PER_PARAMETER * self.parameters
 
     def require_same(self, saved: RunState, accept: str = "") -> None:
-        """Refuse a checkpoint of another topology, architecture or dataset (but the dataset that `accept` names).
+        """Refuse a checkpoint of another architecture or dataset (but the dataset that `accept` names).
 
         Raises:
             CheckpointError: names the first thing that differs, with both values.
         """
         for what, mine, theirs in (
-            ("launch.processes", self.world_size, saved.world_size),
-            ("trainer.stage", self.stage, saved.stage),
-            ("trainer.precision", self.precision, saved.precision),
             ("number of trained parameters", self.parameters, saved.parameters),
             ("dataset id", self.dataset_id, saved.dataset_id),
         ):
             if mine != theirs and not (what == "dataset id" and mine == accept):
                 raise CheckpointError(f"the checkpoint at step {saved.step} has {what} {theirs}, this run has {mine}")
+
+    def changes(self, saved: RunState) -> list[str]:
+        """How the layout differs from the saved one, which changes no result but by rounding."""
+        return [
+            f"{what} {theirs} → {mine}"
+            for what, mine, theirs in (
+                ("launch.processes", self.world_size, saved.world_size),
+                ("trainer.stage", self.stage, saved.stage),
+                ("trainer.precision", self.precision, saved.precision),
+            )
+            if mine != theirs
+        ]
 
 
 def read_state(folder: Path) -> RunState:
@@ -68,62 +93,77 @@ def read_state(folder: Path) -> RunState:
         raise CheckpointError(f"checkpoint {folder}: {STATE_FILE} cannot be read ({type(err).__name__})") from err
 
 
-def save_checkpoint(
-    store: CheckpointStore, state: RunState, *, engine: Any, masters: Masters, teacher: Teacher, student: StudentModule
-) -> bool:
-    """Save one step; a collective, on the main thread of every rank.
-
-    Beside DeepSpeed's own files (exact resume) the float32 teacher and student lie as safetensors (export, no pickle).
-
-    Returns:
-        False where any rank could not write (disk full, read-only): training goes on, earlier checkpoints are as they
-        were.
-    """
-    partial: Path | None = broadcast_object(_attempt(store.begin, state.step) if rank() == 0 else None)
-    if partial is None:
-        return False
-    failed = False
+def capture(
+    state: RunState, *, masters: Masters, teacher: Teacher, shard: OptimizerShard, student: StudentModule
+) -> Snapshot:
+    """Copy what this rank has to write; a collective. Rank 0 writes what all ranks have."""
     weights = masters.read()
-    try:
-        engine.save_checkpoint(str(partial), tag=ENGINE_TAG, save_latest=False)
-        if rank() == 0:
-            save_file({name: w.contiguous().cpu() for name, w in weights.items()}, partial / STUDENT_FILE)
-            save_file({name: w.contiguous().cpu() for name, w in teacher.state().items()}, partial / TEACHER_FILE)
-            (partial / STATE_FILE).write_text(json.dumps(asdict(state), sort_keys=True))
-            student.fm.config.save_pretrained(partial / MODEL_FOLDER)
-    except (OSError, RuntimeError) as err:
-        log.error("step %d could not be saved on rank %d: %s", state.step, rank(), err)
-        failed = True
-    if not any_flag(failed) and rank() == 0:
-        failed = _attempt(store.commit, state.step, partial) is None
-    failed = any_flag(failed)
-    if failed and rank() == 0:
-        store.discard(state.step)
-    barrier()
-    return not failed
+    snapshot = Snapshot()
+    moments, metadata = shard.tensors()
+    snapshot.add(_MOMENTS_FILE.format(rank(), state.world_size), moments, metadata)
+    if rank() == 0:
+        snapshot.add(STUDENT_FILE, {**_untrained(student), **weights})
+        snapshot.add(TEACHER_FILE, teacher.state())
+        snapshot.texts[STATE_FILE] = json.dumps(asdict(state), sort_keys=True)
+        snapshot.texts[f"{MODEL_FOLDER}/config.json"] = student.fm.config.to_json_string()
+    return snapshot
 
 
-def load_checkpoint(folder: Path, state: RunState, *, engine: Any, teacher: Teacher, accept: str = "") -> int:
+def load_checkpoint(
+    folder: Path,
+    state: RunState,
+    *,
+    engine: Any,
+    teacher: Teacher,
+    shard: OptimizerShard,
+    student: StudentModule,
+    accept: str = "",
+) -> RunState:
     """Load a step that the store has verified; a collective. `accept`: a dataset id that may differ from the saved one.
 
     Returns:
-        Steps completed.
+        The facts of the step.
 
     Raises:
-        CheckpointError: the checkpoint belongs to another topology, architecture or dataset, or DeepSpeed finds it
-            wanting.
+        CheckpointError: the checkpoint belongs to another architecture or dataset, or does not hold what it should.
     """
     saved = read_state(folder)
     state.require_same(saved, accept)
-    path, _ = engine.load_checkpoint(str(folder), tag=ENGINE_TAG, load_lr_scheduler_states=False)
-    if path is None:
-        raise CheckpointError(f"checkpoint {folder}: DeepSpeed could not load it")
     weights = load_file(folder / TEACHER_FILE)
     if set(weights) != set(teacher.state()):
         raise CheckpointError(f"checkpoint {folder}: the teacher has other parameters than this run's")
+    if (folder / _DEEPSPEED_FOLDER).is_dir():
+        _load_deepspeed(folder, state, saved, engine)
+    else:
+        if rank() == 0 and (changes := state.changes(saved)):
+            log.warning("the layout has changed since step %d: %s", saved.step, ", ".join(changes))
+        _load_shard(folder, saved, shard, student)
     teacher.copy_from(weights)
     barrier()
-    return saved.step
+    return saved
+
+
+def _load_shard(folder: Path, saved: RunState, shard: OptimizerShard, student: StudentModule) -> None:
+    stored = load_file(folder / STUDENT_FILE)
+    for name, value in _untrained(student).items():
+        if name in stored:
+            value.copy_(stored[name])
+    moments = [folder / _MOMENTS_FILE.format(number, saved.world_size) for number in range(saved.world_size)]
+    try:
+        shard.load(folder / STUDENT_FILE, moments)
+    except (ShardError, OSError) as err:
+        raise CheckpointError(f"checkpoint {folder}: {err}") from err
+
+
+def _load_deepspeed(folder: Path, state: RunState, saved: RunState, engine: Any) -> None:
+    """Load a step whose optimiser state earlier versions left to DeepSpeed: for its own layout only."""
+    if changes := state.changes(saved):
+        raise CheckpointError(
+            f"the checkpoint at step {saved.step} is of an earlier version and fits its own layout only: {changes[0]}"
+        )
+    path, _ = engine.load_checkpoint(str(folder), tag=_DEEPSPEED_FOLDER, load_lr_scheduler_states=False)
+    if path is None:
+        raise CheckpointError(f"checkpoint {folder}: DeepSpeed could not load it")
 
 
 def describe(*, step: int, stage: int, precision: str, dataset_id: str, student: nn.Module) -> RunState:
@@ -138,11 +178,9 @@ def describe(*, step: int, stage: int, precision: str, dataset_id: str, student:
     )
 
 
-def _attempt(action: Any, *args: Any) -> Path | None:
-    """The result of a file operation, or None where the disk refused it."""
-    try:
-        result: Path = action(*args)
-        return result
-    except OSError as err:
-        log.error("checkpoint not written, training goes on: %s", err)
-        return None
+def _untrained(student: nn.Module) -> dict[str, Tensor]:
+    """What belongs to the student's weights but is not trained: frozen parameters and the buffers that are saved."""
+    saved = student.state_dict()
+    trained = {name for name, p in student.named_parameters() if p.requires_grad}
+    own = {name for name, _ in (*student.named_parameters(), *student.named_buffers())}
+    return {name: value for name, value in saved.items() if name in own - trained}

@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+_waited = 0.0
+
+
+def seconds_waited() -> float:
+    """Seconds that this process has spent in the collectives of this module: what is left is its own work."""
+    return _waited
+
+
+@contextmanager
+def _waiting() -> Iterator[None]:
+    global _waited
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        _waited += time.perf_counter() - started
 
 
 def is_distributed() -> bool:
@@ -27,7 +47,8 @@ def world_size() -> int:
 def barrier() -> None:
     """Wait for every rank."""
     if is_distributed():
-        dist.barrier()
+        with _waiting():
+            dist.barrier()
 
 
 def shutdown() -> None:
@@ -41,8 +62,9 @@ def any_flags(*flags: bool, device: torch.device | str = "cpu") -> tuple[bool, .
     if not is_distributed():
         return flags
     votes = torch.tensor(flags, dtype=torch.uint8, device=device)
-    dist.all_reduce(votes, op=dist.ReduceOp.MAX)
-    return tuple(bool(vote) for vote in votes.tolist())
+    with _waiting():
+        dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+        return tuple(bool(vote) for vote in votes.tolist())
 
 
 def any_flag(flag: bool, device: torch.device | str = "cpu") -> bool:
@@ -54,7 +76,8 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     """The sum of a tensor over ranks; no gradient."""
     total = values.detach().clone()
     if is_distributed():
-        dist.all_reduce(total)
+        with _waiting():
+            dist.all_reduce(total)
     return total
 
 
@@ -63,7 +86,8 @@ def broadcast_object(value: Any) -> Any:
     if not is_distributed():
         return value
     box = [value]
-    dist.broadcast_object_list(box, src=0)
+    with _waiting():
+        dist.broadcast_object_list(box, src=0)
     return box[0]
 
 
@@ -72,7 +96,8 @@ def gather_objects(value: Any) -> list[Any]:
     if not is_distributed():
         return [value]
     values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value)
+    with _waiting():
+        dist.all_gather_object(values, value)
     return values
 
 
@@ -82,7 +107,8 @@ def all_gather_flat(values: Tensor, out: Tensor) -> Tensor:
         return out.copy_(values)
     # The older name is deprecated from torch 2.13 on, the newer one absent before.
     gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-    gather(out, values)
+    with _waiting():
+        gather(out, values)
     return out
 
 
@@ -90,14 +116,16 @@ class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, local: Tensor) -> Tensor:
         parts = [torch.empty_like(local) for _ in range(world_size())]
-        dist.all_gather(parts, local.contiguous())
+        with _waiting():
+            dist.all_gather(parts, local.contiguous())
         return torch.cat(parts)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         # all_reduce and a slice instead of reduce_scatter: gloo has no reduce_scatter for every dtype.
         total = grads[0].contiguous().clone()
-        dist.all_reduce(total)
+        with _waiting():
+            dist.all_reduce(total)
         return total.chunk(world_size())[rank()]
 
 

@@ -22,12 +22,16 @@ from fm.data.phrases import PhraseTable, common_phrases
 from fm.data.plan import shares
 from fm.data.reader import build_loader
 from fm.data.tokenizer import load_tokenizer, train_tokenizer, training_reports
-from fm.engine.callbacks import Keeper, Recorder
-from fm.engine.checkpoint import CheckpointStore
-from fm.engine.export import CHECKPOINTS, METRICS, TOKENIZER, export_model
+from fm.engine.callbacks import Guard, Keeper
+from fm.engine.checkpoint import CHECKPOINTS, CheckpointStore
+from fm.engine.environment import record_environment
+from fm.engine.export import METRICS, TOKENIZER, export_model
 from fm.engine.metrics import MetricLog
 from fm.engine.module import TrainingModule
+from fm.engine.profile import StepProfiler
+from fm.engine.recorder import Recorder
 from fm.engine.signals import StopFlag
+from fm.engine.spikes import SpikeGuard
 from fm.engine.tracker import Tracker
 from fm.engine.trainer import Stream, build_trainer
 from fm.engine.verdict import Outcome, Verdict, write_verdict
@@ -46,8 +50,9 @@ PHRASES = "phrases.json"
 def pretrain(job: PretrainJob, run_dir: Path, attempt: str = "1") -> Outcome:
     """Train until the last step or a stop signal; every worker process calls it with the same arguments.
 
-    The run folder receives ``tokenizer/``, ``checkpoints/``, ``metrics.jsonl``, ``skipped.jsonl`` where steps were
-    skipped, ``verdict.json`` and, at the end, ``export/``. A folder with checkpoints is resumed.
+    The run folder receives ``environment/``, ``tokenizer/``, ``checkpoints/``, ``metrics.jsonl``, ``skipped.jsonl``
+    where steps were skipped, ``stacks/`` after a hang, ``verdict.json`` and, at the end, ``export/``. A folder with
+    checkpoints is resumed.
 
     Args:
         job: the configuration.
@@ -78,13 +83,14 @@ def _train(job: PretrainJob, run_dir: Path, attempt: str, stop: StopFlag) -> tup
     manifest = whole.select(split=job.data.split)
     accumulation = shares(job.data.global_batch_size, job.data.micro_batch_size, world_size()).accumulation
     tokenizer = _tokenizer(job, manifest, run_dir)
-    store = CheckpointStore(run_dir / CHECKPOINTS, job.trainer.keep_last)
+    store = CheckpointStore(run_dir / CHECKPOINTS, job.trainer.keep_last, job.trainer.keep_every_steps)
     resumed = _on_rank_0(lambda: store.newest(job.trainer.resume is Resume.required))
     step = resumed[0] if resumed else 0
     if rank() == 0:
         log.info("attempt %s: %s step %d of %d", attempt, "resumes at" if resumed else "starts at", step, job.max_steps)
     if step >= job.max_steps:
         return Outcome.DONE, step
+    record_environment(run_dir, attempt)
     torch.manual_seed(job.seed)
     phrases = _phrases(job, manifest, tokenizer, run_dir)
     shares_K = phrases.shares if phrases else ()
@@ -108,7 +114,12 @@ def _train(job: PretrainJob, run_dir: Path, attempt: str, stop: StopFlag) -> tup
         clip_norm=job.optim.clip_norm,
         micro_batch_size=job.data.micro_batch_size,
         accumulation=accumulation,
-        callbacks=[_recorder(job, run_dir, attempt, step), keeper],
+        callbacks=[
+            Guard(job.trainer, run_dir, attempt),
+            StepProfiler(job.trainer.profile_steps, run_dir, attempt),
+            _recorder(job, run_dir, attempt, step),
+            keeper,
+        ],
     )
     trainer.fit(module, Stream(_batches(job, manifest, tokenizer, phrases, student, step), accumulation))
     if keeper.saved_step < module.completed_steps:
@@ -168,6 +179,7 @@ def _module(job: PretrainJob, student: StudentModule) -> TrainingModule:
         optim=job.optim,
         seed=job.seed,
         max_steps=job.max_steps,
+        spikes=SpikeGuard(job.trainer.spike_sigma, job.trainer.spike_window),
     )
 
 

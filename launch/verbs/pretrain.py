@@ -9,6 +9,7 @@ from fm.config.root import PretrainJob
 from fm.config.trainer import Device
 from fm.data.index import Manifest
 from fm.data.plan import BatchPlan, shares
+from fm.engine.failures import less_memory
 from launch.entry import run_workers, topology
 from launch.runs import attempts
 from launch.worker import gpu_count
@@ -25,6 +26,7 @@ def run(job: PretrainJob) -> int:
         place=place,
         signal_lead_s=job.trainer.signal_lead_s,
         max_steps=job.max_steps,
+        advice=less_memory(job.data, job.trainer.stage, place.processes),
     )
     if code == 0:
         print(f"trained {job.max_steps} steps, encoder in {run_dir / 'export'}")

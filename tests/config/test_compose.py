@@ -86,7 +86,7 @@ def test_values_take_the_type_of_their_key() -> None:
         (["optim.learning_rate"], "write optim.learning_rate=VALUE"),
     ],
 )
-def test_a_slip_names_the_nearest(words: list[str], nearest: str) -> None:
+def test_row_45_a_slip_names_the_nearest(words: list[str], nearest: str) -> None:
     assert nearest in message("pretrain", *words)
 
 
@@ -101,7 +101,7 @@ def test_a_slip_names_the_nearest(words: list[str], nearest: str) -> None:
         ("max_steps=0", "max_steps=0 must be at least 1"),
     ],
 )
-def test_a_wrong_value_is_one_line_that_names_the_key(word: str, says: str) -> None:
+def test_row_45_a_wrong_value_is_one_line_that_names_the_key(word: str, says: str) -> None:
     assert says in message("pretrain", "data.url=x", word)
 
 
@@ -144,7 +144,7 @@ def test_a_slip_in_a_config_file_names_the_nearest(tmp_path: Path) -> None:
         compose("prepare", ["input=x", "out=y", "experiment=slip"], [tmp_path])
 
 
-def test_nothing_named_in_a_config_is_run(tmp_path: Path) -> None:
+def test_row_48_nothing_named_in_a_config_is_run(tmp_path: Path) -> None:
     (tmp_path / "optim").mkdir()
     mark = tmp_path / "mark"
     (tmp_path / "optim" / "evil.yaml").write_text(f"_target_: os.system\n_args_: ['touch {mark}']\n")

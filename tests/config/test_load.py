@@ -22,6 +22,8 @@ REQUIRED = {
     "demo": [],
     "doctor": [],
     "runs list": [],
+    "checkpoint list": ["from_run=r"],
+    "checkpoint verify": ["from_run=r"],
 }
 
 

@@ -10,7 +10,7 @@ from fm.config.tracker import TrackerConfig, WandbMode
 from fm.engine.tracker import Tracker
 
 
-def test_offline_run_holds_the_metrics_and_nothing_of_the_machine(tmp_path: Path) -> None:
+def test_row_47_offline_run_holds_the_metrics_and_nothing_of_the_machine(tmp_path: Path) -> None:
     run = tmp_path / "some_run"
     run.mkdir()
     tracker = Tracker(TrackerConfig(wandb=WandbMode.offline), run, "3")
@@ -23,7 +23,7 @@ def test_offline_run_holds_the_metrics_and_nothing_of_the_machine(tmp_path: Path
         assert secret.encode() not in payload, secret
 
 
-def test_a_tracker_that_fails_does_not_stop_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_47_a_tracker_that_fails_does_not_stop_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(**_: object) -> None:
         raise RuntimeError("no network")
 
@@ -33,7 +33,7 @@ def test_a_tracker_that_fails_does_not_stop_training(tmp_path: Path, monkeypatch
     tracker.close()
 
 
-def test_a_tracker_that_breaks_later_is_switched_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_47_a_tracker_that_breaks_later_is_switched_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
     class Run:

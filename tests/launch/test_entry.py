@@ -50,8 +50,8 @@ def test_the_verdict_decides_whatever_torchrun_says(outcome: Outcome, code: int,
 
 def test_without_a_verdict_zero_is_no_success(tmp_path: Path) -> None:
     write_verdict(tmp_path, Verdict(attempt="1", outcome=Outcome.DONE, step=5))
-    with pytest.raises(WorkerError, match="were killed"):
-        entry._exit_code(tmp_path, "2", 0)
+    with pytest.raises(WorkerError, match=r"were killed.*if it happens again, lower this"):
+        entry._exit_code(tmp_path, "2", 0, "lower this")
 
 
 def test_the_first_failure_is_told_and_a_refusal_comes_before_its_echoes(tmp_path: Path) -> None:

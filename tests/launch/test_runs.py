@@ -64,7 +64,7 @@ def test_run_alone_resumes_with_the_stored_configuration() -> None:
     assert len(runs.attempts(Path("r"))) == 4
 
 
-def test_overrides_that_differ_are_refused_with_the_difference() -> None:
+def test_row_46_overrides_that_differ_are_refused_with_the_difference() -> None:
     open_run("data.url=x", "run=r", "optim.warmup_steps=3")
     before = Path("r/run.yaml").read_bytes()
     said = refused("run=r", "optim.warmup_steps=4")
@@ -83,12 +83,14 @@ def test_what_an_attempt_may_change_is_recorded_and_stays() -> None:
     assert Path("r/run.yaml").read_bytes() == before
     changes = runs.attempts(Path("r"))[-1]["changes"]
     assert changes == {"max_steps": 7, "launch.processes": 3, "tracker.wandb": "off"}
+    layout = open_run("run=r", "trainer.stage=1", "data.micro_batch_size=8", "data.workers=2")
+    assert (layout.trainer.stage, layout.data.micro_batch_size, layout.data.workers) == (1, 8, 2)
     again = open_run("run=r", "max_steps=9")
     assert (again.max_steps, again.launch.processes) == (9, 3)
     assert runs.attempt_job(Path("r")) == again
 
 
-def test_a_changed_dataset_is_refused_until_its_id_is_accepted(dataset: dict[str, str]) -> None:
+def test_row_46_a_changed_dataset_is_refused_until_its_id_is_accepted(dataset: dict[str, str]) -> None:
     open_run("data.url=x", "run=r")
     dataset["x"] = "id-grown"
     said = refused("run=r")

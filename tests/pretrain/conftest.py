@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -143,19 +143,64 @@ def two_rank_runs(
     new_run: Callable[..., Path],
     scenarios: Callable[..., str],
 ) -> dict[str, Path]:
-    """Five runs trained by one pair of processes: the launch is what costs. ``out`` is what they printed."""
+    """Six runs trained by one pair of processes: the launch is what costs. ``out`` is what they printed."""
     root = tmp_path_factory.mktemp("two_ranks")
     kinds = {
-        "bf16": ("averages", "max_steps=5", "trainer.precision=bf16"),
+        "bf16": ("averages", "max_steps=5", "trainer.precision=bf16", "trainer.profile_steps=[2,3]"),
         "skipped": ("skips", "max_steps=6", "trainer.precision=bf16", "optim.final_teacher_momentum=0.99"),
         "sharded": ("averages", "max_steps=5", "trainer.precision=fp32"),
         "damaged": ("refuses", "max_steps=8", "trainer.checkpoint_every_steps=2"),
         "calm": ("plain", *CALM),
+        "earlier": ("earlier", *CALM),
     }
     made = {name: new_run(root / name, dataset, *words) for name, (_, *words) in kinds.items()}
     out = scenarios(2, *(f"{kinds[name][0]}={folder}" for name, folder in made.items()))
     (root / "out").write_text(out)
     return {**made, "out": root / "out"}
+
+
+class Nursery:
+    """Runs attempts in workers that are forked from one warm process, see nursery.py."""
+
+    def __init__(self) -> None:
+        script = Path(__file__).with_name("nursery.py")
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[2])}
+        self._process = subprocess.Popen(
+            [sys.executable, str(script)], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self._attempts = 0
+        assert self._answer() == "ready"
+
+    def train(self, run_dir: Path, *faults: dict[str, Any], ranks: int = 2, timeout_s: float = 300) -> list[int]:
+        """The exit codes of one attempt's ranks."""
+        self._attempts += 1
+        request = {
+            "run_dir": str(run_dir),
+            "ranks": ranks,
+            "attempt": str(self._attempts),
+            "faults": faults,
+            "timeout_s": timeout_s,
+        }
+        assert self._process.stdin is not None
+        print(json.dumps(request), file=self._process.stdin, flush=True)
+        codes: list[int] = json.loads(self._answer())
+        return codes
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(30)
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    started = Nursery()
+    yield started
+    started.close()
 
 
 @pytest.fixture

@@ -23,12 +23,17 @@ def trace(rows: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
     return [(row["step"], *(row[name] for name in COMPARED)) for row in rows]
 
 
-def test_guards_and_teacher_hold_in_every_process(two_rank_runs: dict[str, Path]) -> None:
+def test_rows_39_41_and_49_hold_in_every_process(two_rank_runs: dict[str, Path]) -> None:
     """What scenarios.py asserts on each rank: teacher averages, skipped steps, refusal of damaged checkpoints."""
-    assert (two_rank_runs["out"].read_text()).count("holds") == 2 * 5
+    assert (two_rank_runs["out"].read_text()).count("holds") == 2 * 6
 
 
-def test_a_bad_batch_is_skipped_by_all_and_its_samples_kept(two_rank_runs: dict[str, Path], rows: Rows) -> None:
+def test_a_checkpoint_of_an_earlier_version_is_gone_on_with(two_rank_runs: dict[str, Path], rows: Rows) -> None:
+    assert trace(rows(two_rank_runs["earlier"])) == trace(rows(two_rank_runs["calm"]))
+    assert not (two_rank_runs["earlier"] / "checkpoints" / "step-00000014" / "engine").exists()
+
+
+def test_row_41_a_bad_batch_is_skipped_by_all_and_its_samples_kept(two_rank_runs: dict[str, Path], rows: Rows) -> None:
     run = two_rank_runs["skipped"]
     kept = [json.loads(line) for line in (run / "skipped.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in kept] == [2, 4]
@@ -37,7 +42,7 @@ def test_a_bad_batch_is_skipped_by_all_and_its_samples_kept(two_rank_runs: dict[
     assert rows(run)[1]["loss"] is None
 
 
-def test_two_processes_equal_one_that_accumulates(
+def test_row_37_two_processes_equal_one_that_accumulates(
     tmp_path: Path,
     dataset: str,
     two_rank_runs: dict[str, Path],
@@ -56,12 +61,33 @@ def test_two_processes_equal_one_that_accumulates(
         torch.testing.assert_close(value, weights[1][name], rtol=1e-4, atol=1e-5)
 
 
+def test_each_rank_leaves_a_profile_and_the_attempt_its_environment(two_rank_runs: dict[str, Path]) -> None:
+    run = two_rank_runs["bf16"]
+    for rank in (0, 1):
+        trace_of = json.loads((run / f"profile/attempt-1-rank-{rank:05d}-steps-2-3.json").read_text())
+        names = {event.get("name", "") for event in trace_of["traceEvents"]}
+        assert any("all_reduce" in name for name in names) and "aten::addmm" in names
+    facts = json.loads((run / "environment" / "attempt-1.json").read_text())
+    assert f"torch=={torch.__version__.partition('+')[0]}" in "\n".join(facts["packages"])
+    assert facts["topology"]["ranks"] == len(facts["ranks"]) == 2 and facts["ranks"][1]["threads"] == 1
+
+
+def test_a_row_says_where_the_time_went(two_rank_runs: dict[str, Path], rows: Rows) -> None:
+    """The phases add up to the step, and both ranks are in it."""
+    for row in rows(two_rank_runs["calm"])[1:]:
+        phases = ("data_s", "forward_s", "backward_s", "optimizer_s", "teacher_s", "record_s", "save_s")
+        assert sum(row[name] for name in phases) == pytest.approx(row["step_s"], rel=0.05, abs=0.02)
+        assert 0 <= row["data_wait_share"] < 1 and row["tflops_per_device"] > 0 and row["mfu"] is None
+        assert 0 < row["median_rank_s"] <= row["slowest_rank_s"] < row["step_s"] and row["slowest_rank"] in (0, 1)
+        assert 0.1 < row["peak_memory_gb"] < 16
+
+
 def test_the_loss_falls(two_rank_runs: dict[str, Path], rows: Rows) -> None:
     losses = [row["loss"] for row in rows(two_rank_runs["calm"])]
     assert sum(losses[-3:]) < 0.95 * sum(losses[:3])
 
 
-def test_the_export_is_the_teacher(two_rank_runs: dict[str, Path]) -> None:
+def test_row_49_the_export_is_the_teacher(two_rank_runs: dict[str, Path]) -> None:
     run = two_rank_runs["bf16"]
     model = AutoModel.from_pretrained(run / "export")
     teacher = load_file(run / "checkpoints" / "step-00000005" / "teacher.safetensors")
@@ -71,7 +97,7 @@ def test_the_export_is_the_teacher(two_rank_runs: dict[str, Path]) -> None:
 
 @pytest.mark.full
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_stages_agree(
+def test_row_49_stages_agree(
     precision: str,
     tmp_path: Path,
     dataset: str,
