@@ -118,10 +118,10 @@ def load_checkpoint(folder: Path, state: RunState, *, engine: Any, teacher: Teac
     path, _ = engine.load_checkpoint(str(folder), tag=ENGINE_TAG, load_lr_scheduler_states=False)
     if path is None:
         raise CheckpointError(f"checkpoint {folder}: DeepSpeed could not load it")
-    weights = load_file(folder / TEACHER_FILE)
-    if set(weights) != set(teacher.state()):
-        raise CheckpointError(f"checkpoint {folder}: the teacher has other parameters than this run's")
-    teacher.copy_from(weights)
+    try:
+        teacher.module.load_state_dict(load_file(folder / TEACHER_FILE))
+    except RuntimeError as err:
+        raise CheckpointError(f"checkpoint {folder}: the teacher has other parameters than this run's") from err
     barrier()
     return saved.step
 

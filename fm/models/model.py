@@ -20,6 +20,7 @@ from fm.data.collate import pack
 from fm.data.views import Lattice, whole_view
 from fm.data.volume import SeriesImage, read_nifti
 from fm.models.config import FmConfig
+from fm.models.names import load_scalars
 from fm.models.patch import ConvStem
 from fm.models.pool import GatedPool
 from fm.models.position import FourierPosition
@@ -27,7 +28,7 @@ from fm.models.text import TextEncoder
 from fm.models.vit import Condition, LayerScale, VisionTransformer
 
 
-@dataclass(kw_only=True, slots=True)
+@dataclass(kw_only=True)  # no slots: DeepSpeed's ZeRO-3 hooks look for tensors in vars() of what a module returns
 class ImageFeatures:
     """Features of a pack. S series views, T patch tokens, B studies, D channels."""
 
@@ -42,19 +43,25 @@ class ImageFeatures:
 
 
 class ContrastScale(nn.Module):
-    """Learnt inverse temperature and bias of the image–text logits; a module, so that ZeRO-3 can gather them."""
+    """Learnt inverse temperature and bias of the image–text logits; a module, so that ZeRO-3 can gather them.
+
+    Vectors of one element: DeepSpeed 0.19.8 cannot broadcast scalars.
+    """
 
     max_scale = 100.0
 
     def __init__(self, config: FmConfig) -> None:
         super().__init__()
         self.start = math.log(1 / config.initial_temperature), config.initial_bias
-        self.log_scale = nn.Parameter(torch.zeros(()))
-        self.bias = nn.Parameter(torch.zeros(()))
+        self.log_scale = nn.Parameter(torch.zeros(1))
+        self.bias = nn.Parameter(torch.zeros(1))
+        load_scalars(self, ("log_scale", "bias"))
 
     def forward(self) -> tuple[Tensor, Tensor]:
         """(scale, bias), float32 scalars; the scale is at most 100 as in CLIP."""
-        return self.log_scale.float().clamp(max=math.log(self.max_scale)).exp(), self.bias.float()
+        log_scale, bias = self.log_scale.float().clamp(max=math.log(self.max_scale)), self.bias.float()
+        # A sum, not a view: under ZeRO-3 the parameter itself is empty once this forward has ended.
+        return log_scale.exp().sum(), bias.sum()
 
 
 class FmModel(PreTrainedModel):
@@ -92,6 +99,9 @@ class FmModel(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm):
             ones_(module.weight)
             zeros_(module.bias)
+            if module is self.image.norm:
+                # Once all else of the image tower is drawn: equal seeds give the weights that they always gave.
+                normal_(self.image.prefix.tokens, std=self.config.initializer_range)
         elif isinstance(module, LayerScale):
             constant_(module.scale, self.config.layer_scale)
         elif isinstance(module, FourierPosition):
@@ -100,8 +110,6 @@ class FmModel(PreTrainedModel):
             normal_(module.spacing.weight, std=0.1)
         elif isinstance(module, ConvStem):
             normal_(module.film.weight, std=1.0)
-        elif isinstance(module, VisionTransformer):
-            normal_(module.prefix, std=self.config.initializer_range)
         elif isinstance(module, ContrastScale):
             constant_(module.log_scale, module.start[0])
             constant_(module.bias, module.start[1])

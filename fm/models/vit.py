@@ -16,11 +16,12 @@ from fm.batch import PackedTokens
 from fm.data.sample import Agent, Contrast, Plane
 from fm.models.attention import Pack, packed_attention
 from fm.models.config import FmConfig
+from fm.models.names import load_former_name
 from fm.models.patch import ConvStem, LinearStem
 from fm.models.position import FourierPosition, rotary_table, rotate
 
 
-@dataclass(kw_only=True, slots=True)
+@dataclass(kw_only=True)  # no slots: DeepSpeed's ZeRO-3 hooks look for tensors in vars() of what a module returns
 class VitOutput:
     """Features of a pack: class tokens and patch tokens, before and after the last norm."""
 
@@ -113,6 +114,18 @@ class Condition(nn.Module):
         return out
 
 
+class Prefix(nn.Module):
+    """Class token and registers, a module of their own: ZeRO-3 gathers weights where a leaf module's forward runs."""
+
+    def __init__(self, registers: int, dim: int) -> None:
+        super().__init__()
+        self.tokens = nn.Parameter(torch.zeros(1 + registers, dim))
+
+    def forward(self, condition_SD: Tensor) -> Tensor:
+        """(S, D) conditions to (S, 1 + R, D): the class token first, each with its sequence's condition added."""
+        return self.tokens + condition_SD.unsqueeze(1)
+
+
 class VisionTransformer(nn.Module):
     """Patches in millimetres to one class token per series view and one token per patch.
 
@@ -123,6 +136,8 @@ class VisionTransformer(nn.Module):
     def __init__(self, config: FmConfig) -> None:
         super().__init__()
         self.config = config
+        self.prefix = Prefix(config.registers, config.dim)
+        load_former_name(self, "prefix", "prefix.tokens")
         patch = _triple(config.patch_voxels)
         longest, shortest = config.rope_max_period_mm, config.rope_min_period_mm
         if config.patch_stem == "conv":
@@ -133,7 +148,6 @@ class VisionTransformer(nn.Module):
             self.stem = LinearStem(patch, config.dim)
         self.absolute = FourierPosition(config.dim, shortest, longest) if config.absolute_position else None
         self.condition = Condition(config.dim)
-        self.prefix = nn.Parameter(torch.zeros(1 + config.registers, config.dim))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.dim, eps=1e-6)
 
@@ -144,17 +158,17 @@ class VisionTransformer(nn.Module):
         sequence_T = torch.repeat_interleave(
             torch.arange(sequences, device=device), views.offsets_S1.diff(), output_size=views.patches_TP.shape[0]
         )
-        x_TD = self.stem(views.patches_TP.to(self.prefix.dtype), views, sequence_T)
+        x_TD = self.stem(views.patches_TP.to(self.prefix.tokens.dtype), views, sequence_T)
         if self.absolute is not None:
             x_TD = x_TD + self.absolute(views.position_T3)
         condition_SD = self.condition(views)
         # The gradient of a gather is a sum over tokens: float32, or bf16 would round it away.
         x_TD = x_TD + condition_SD.float().index_select(0, sequence_T).to(x_TD.dtype)
-        prefix_length = self.prefix.shape[0]
+        prefix_length = 1 + self.config.registers
         patch_row_T = torch.arange(x_TD.shape[0], device=device) + prefix_length * (sequence_T + 1)
         first_S = views.offsets_S1[:-1] + prefix_length * torch.arange(sequences, device=device)
         prefix_row = (first_S.unsqueeze(1) + torch.arange(prefix_length, device=device)).flatten()
-        prefix_SRD = self.prefix + condition_SD.unsqueeze(1)
+        prefix_SRD = self.prefix(condition_SD)
 
         rows = x_TD.shape[0] + prefix_row.shape[0]
         x_ND = x_TD.new_zeros(rows, self.config.dim).index_copy(0, patch_row_T, x_TD)

@@ -40,7 +40,7 @@ def test_every_architecture_key_reaches_the_model() -> None:
     assert image.stem.linear.weight.shape == (36, 2 * 6) and image.stem.cell_voxels == (1, 4, 2)
     assert len(image.blocks) == 3 and image.blocks[0].attention.heads == 3
     assert image.blocks[0].mlp.up.out_features == 72
-    assert image.prefix.shape == (6, 36) and image.absolute is None
+    assert image.prefix.tokens.shape == (6, 36) and image.absolute is None
     assert isinstance(image.blocks[0].attention.q_norm, torch.nn.Identity)
     assert image.blocks[0].scale1.scale.unique().tolist() == [0.25]
     assert built.pool.heads == 2 and built.image_projection.out_features == 24

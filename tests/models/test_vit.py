@@ -133,7 +133,7 @@ def test_equals_dinov2_with_registers_with_copied_weights() -> None:
 
 def _copy_dinov2(theirs: Dinov2WithRegistersModel, ours: VisionTransformer) -> None:
     embeddings = theirs.embeddings
-    ours.prefix.copy_(torch.cat([embeddings.cls_token[0], embeddings.register_tokens[0]]))
+    ours.prefix.tokens.copy_(torch.cat([embeddings.cls_token[0], embeddings.register_tokens[0]]))
     ours.stem.linear.weight.copy_(embeddings.patch_embeddings.projection.weight.flatten(1))
     ours.stem.linear.bias.copy_(embeddings.patch_embeddings.projection.bias)
     ours.norm.load_state_dict(theirs.layernorm.state_dict())
