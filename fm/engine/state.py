@@ -87,7 +87,8 @@ def save_checkpoint(
     try:
         engine.save_checkpoint(str(partial), tag=ENGINE_TAG, save_latest=False)
         if rank() == 0:
-            save_file({name: w.contiguous().cpu() for name, w in weights.items()}, partial / STUDENT_FILE)
+            frozen = {name: p for name, p in teacher.state().items() if name not in weights}
+            save_file({n: w.contiguous().cpu() for n, w in {**frozen, **weights}.items()}, partial / STUDENT_FILE)
             save_file({name: w.contiguous().cpu() for name, w in teacher.state().items()}, partial / TEACHER_FILE)
             (partial / STATE_FILE).write_text(json.dumps(asdict(state), sort_keys=True))
             student.fm.config.save_pretrained(partial / MODEL_FOLDER)
@@ -118,10 +119,10 @@ def load_checkpoint(folder: Path, state: RunState, *, engine: Any, teacher: Teac
     path, _ = engine.load_checkpoint(str(folder), tag=ENGINE_TAG, load_lr_scheduler_states=False)
     if path is None:
         raise CheckpointError(f"checkpoint {folder}: DeepSpeed could not load it")
-    try:
-        teacher.module.load_state_dict(load_file(folder / TEACHER_FILE))
-    except RuntimeError as err:
-        raise CheckpointError(f"checkpoint {folder}: the teacher has other parameters than this run's") from err
+    weights = load_file(folder / TEACHER_FILE)
+    if set(weights) != set(teacher.state()):
+        raise CheckpointError(f"checkpoint {folder}: the teacher has other parameters than this run's")
+    teacher.copy_from(weights)
     barrier()
     return saved.step
 
