@@ -16,6 +16,32 @@ class PatchStem(StrEnum):
     """Non-overlapping small cells first, shared weights, then the patch: some translation tolerance for little data."""
 
 
+class MlpKind(StrEnum):
+    """The MLP of a block."""
+
+    gelu = "gelu"
+    swiglu = "swiglu"
+    """Gated, two thirds as wide: DINOv2's largest models."""
+
+
+class StudyEncoder(StrEnum):
+    """How the tokens of a study's series become one study embedding."""
+
+    gated_pool = "gated_pool"
+    """Gated attention pooling over all tokens of all series at once."""
+    attention = "attention"
+    """Each series is pooled apart; a small transformer then reads the series, told contrast, plane and spacing."""
+
+
+class TextTraining(StrEnum):
+    """What of the text encoder is trained."""
+
+    full = "full"
+    lora = "lora"
+    """Low-rank additions to the linear maps of a frozen encoder (arXiv 2106.09685)."""
+    frozen = "frozen"
+
+
 @dataclass(kw_only=True, slots=True)
 class ModelConfig:
     """Base of the polymorphic group `model`; `kind` picks the subclass."""
@@ -37,17 +63,31 @@ class VitTextConfig(ModelConfig):
     dim: int = 384
     depth: int = 12
     heads: int = 6
+    mlp: MlpKind = MlpKind.gelu
     mlp_ratio: float = 4.0
     registers: int = 4
     qk_norm: bool = True
     layer_scale: float = 1e-5
     """Initial value of LayerScale; 0 leaves LayerScale out."""
+    drop_path: float = 0.0
+    """Stochastic depth: share of the sequences that each branch of each block leaves out, uncomputed, in training."""
+    checkpoint_blocks: bool = False
+    """Compute each block again in the backward pass: memory of one block instead of all, for a third more time."""
+    compile_blocks: bool = False
+    """torch.compile for each block; on a CPU it needs a C++ compiler."""
+    init_from: str = ""
+    """Local safetensors file, or folder with some, whose image encoder training starts from: an export of this
+    platform, or a ViT as DINOv2, DINOv3, 3DINO, MONAI or transformers name it; other patch sizes and 2D are resampled.
+    They know no qk_norm: without it the start is their function. Empty: random weights."""
     rope_min_period_mm: float = 16.0
     rope_max_period_mm: float = 800.0
     absolute_position: bool = True
     """Add a Fourier embedding of the position in mm to each token, beside the rotary one."""
+    study_encoder: StudyEncoder = StudyEncoder.gated_pool
+    study_depth: int = 2
+    """Blocks of the attention study encoder."""
     pool_heads: int = 4
-    """Attention heads of the gated pooling over a study's tokens."""
+    """Attention heads of the gated pooling over a study's or a series' tokens."""
     embed_dim: int = 512
     """E: size of the shared image–text space."""
     text_dim: int = 512
@@ -57,10 +97,18 @@ class VitTextConfig(ModelConfig):
     text_window: int = 1
     """Neighbouring tokens that are read together before the first layer, an odd number: with 3, "left maxillary" and
     "no lesion" are there from the first step, which attention would have to learn. 1 leaves it out."""
+    text_from: str = ""
+    """Local folder of a transformers encoder (config, safetensors, tokenizer) in place of the BERT that the keys above
+    describe; of those only `text_max_tokens` then counts. Empty: that BERT, from random weights."""
+    text_training: TextTraining = TextTraining.full
+    lora_rank: int = 8
 
     def __post_init__(self) -> None:
         """Refuse shapes that do not fit together."""
         self.patch_stem = PatchStem(self.patch_stem)
+        self.mlp = MlpKind(self.mlp)
+        self.study_encoder = StudyEncoder(self.study_encoder)
+        self.text_training = TextTraining(self.text_training)
         for name, sizes in (("patch_voxels", self.patch_voxels), ("cell_voxels", self.cell_voxels)):
             if len(sizes) != 3 or min(sizes) < 1:
                 raise ConfigError(f"model.{name}={list(sizes)}: give three whole numbers ≥ 1, (D, H, W)")
@@ -79,5 +127,16 @@ class VitTextConfig(ModelConfig):
             )
         if self.text_window < 1 or self.text_window % 2 == 0:
             raise ConfigError(f"model.text_window={self.text_window}: must be an odd number ≥ 1")
+        if not 0 <= self.drop_path < 1:
+            raise ConfigError(f"model.drop_path={self.drop_path}: must be at least 0 and below 1")
+        if self.study_depth < 1 or self.lora_rank < 1:
+            raise ConfigError("model.study_depth and model.lora_rank must be ≥ 1")
+        if self.text_from and self.text_window > 1:
+            raise ConfigError(f"model.text_window={self.text_window}: belongs to the BERT from sizes, not to text_from")
+        if self.text_training is not TextTraining.full and not self.text_from:
+            raise ConfigError(
+                f"model.text_training={self.text_training.value} without model.text_from: random weights would stay "
+                "random; name the folder of a text encoder, or use text_training=full"
+            )
         if not 0 < self.rope_min_period_mm < self.rope_max_period_mm:
             raise ConfigError("model.rope_min_period_mm: must be positive and below rope_max_period_mm")

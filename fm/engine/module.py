@@ -116,7 +116,8 @@ class TrainingModule(pl.LightningModule):
         self.phases = Phases()
         self.result: StepResult | None = None
         # In a tuple: a plain attribute would register the modules, and the engine would cast and shard the teacher.
-        self._outside = (Teacher(teacher), objective)
+        frozen = [name for name, p in student.named_parameters() if not p.requires_grad]
+        self._outside = (Teacher(teacher, frozen), objective)
         self._flops = FlopMeter(student, teacher)
         self._masters: Masters | None = None
         self._shard: OptimizerShard | None = None

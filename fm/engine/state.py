@@ -102,7 +102,9 @@ def capture(
     moments, metadata = shard.tensors()
     snapshot.add(_MOMENTS_FILE.format(rank(), state.world_size), moments, metadata)
     if rank() == 0:
-        snapshot.add(STUDENT_FILE, {**_untrained(student), **weights})
+        # Frozen weights have no master: the teacher's copy of them is float32 whatever the engine made of the student.
+        frozen = {name: weight for name, weight in teacher.state().items() if name not in weights}
+        snapshot.add(STUDENT_FILE, {**_untrained(student), **frozen, **weights})
         snapshot.add(TEACHER_FILE, teacher.state())
         snapshot.texts[STATE_FILE] = json.dumps(asdict(state), sort_keys=True)
         snapshot.texts[f"{MODEL_FOLDER}/config.json"] = student.fm.config.to_json_string()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,15 @@ class Teacher:
     averages are float32. It is no submodule of the trained module: the engine would cast, shard and count it.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        """Take a float32 copy of the student, without gradients, in eval mode."""
+    def __init__(self, module: nn.Module, frozen: Collection[str] = ()) -> None:
+        """Take a float32 copy of the student, without gradients, in eval mode.
+
+        Args:
+            module: the copy.
+            frozen: parameters that the student does not train: they have no master and stay what they are.
+        """
         self.module = module
+        self._frozen = frozenset(frozen)
         self._parameters = dict(module.named_parameters())
         if wrong := [name for name, p in self._parameters.items() if p.dtype != torch.float32 or p.requires_grad]:
             raise ValueError(f"the teacher's {wrong[0]} must be float32 and without gradient")
@@ -29,13 +35,14 @@ class Teacher:
 
     @torch.no_grad()
     def update(self, masters: Mapping[str, Tensor], momentum: float) -> None:
-        """teacher ← momentum · teacher + (1 − momentum) · master, for every parameter.
+        """teacher ← momentum · teacher + (1 − momentum) · master, for every parameter that is trained or given.
 
         Raises:
             KeyError: a master is missing.
         """
-        mine: list[Tensor] = list(self._parameters.values())
-        theirs = [masters[name] for name in self._parameters]
+        names = [name for name in self._parameters if name not in self._frozen or name in masters]
+        mine: list[Tensor] = [self._parameters[name] for name in names]
+        theirs = [masters[name] for name in names]
         torch._foreach_lerp_(mine, theirs, 1.0 - momentum)
 
     def state(self) -> dict[str, Tensor]:

@@ -7,8 +7,10 @@ from transformers import AutoConfig, AutoModel
 from fm.models.build import build_model
 from fm.models.config import FmConfig
 from fm.models.model import FmModel, ImageFeatures
+from fm.models.names import register_export_format
 
 AutoConfig.register(FmConfig.model_type, FmConfig)
 AutoModel.register(FmConfig, FmModel)
+register_export_format(FmConfig.model_type)
 
 __all__ = ["FmConfig", "FmModel", "ImageFeatures", "build_model"]

@@ -6,6 +6,7 @@ Shape legend: T tokens of the pack, S sequences, H heads, C channels per head.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,12 @@ class Pack:
         offsets = torch.zeros(len(lengths) + 1, dtype=torch.int32)
         offsets[1:] = torch.tensor(lengths, dtype=torch.int32).cumsum(0)
         return cls(lengths=lengths, offsets_S1=offsets.to(device))
+
+    def part(self, sequences: list[int]) -> tuple[Pack, Tensor]:
+        """The pack of some of the sequences, ascending, and the rows (n,) of this pack that they are."""
+        device, starts = self.offsets_S1.device, [0, *accumulate(self.lengths)]
+        rows = torch.cat([torch.arange(starts[s], starts[s + 1]) for s in sequences])
+        return Pack.of([self.lengths[s] for s in sequences], device), rows.to(device)
 
 
 def packed_attention(q_THC: Tensor, k_THC: Tensor, v_THC: Tensor, pack: Pack) -> Tensor:
@@ -49,7 +56,8 @@ def reference_attention(q_THC: Tensor, k_THC: Tensor, v_THC: Tensor, pack: Pack)
     for q, k, v in zip(*(x.split(pack.lengths) for x in (q_THC, k_THC, v_THC)), strict=True):
         out = F.scaled_dot_product_attention(*(x.transpose(0, 1).unsqueeze(0) for x in (q, k, v)))
         parts.append(out.squeeze(0).transpose(0, 1))
-    return torch.cat(parts).to(dtype) if parts else torch.zeros_like(v_THC, dtype=dtype)
+    # An empty pack still ties its weights to the loss: every rank reduces the same gradients.
+    return torch.cat(parts).to(dtype) if parts else (q_THC + k_THC + v_THC).to(dtype)
 
 
 def varlen_attention(q_THC: Tensor, k_THC: Tensor, v_THC: Tensor, pack: Pack) -> Tensor:

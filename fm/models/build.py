@@ -6,7 +6,9 @@ from fm.config.data import DataConfig
 from fm.config.errors import ConfigError
 from fm.config.model import ModelConfig, VitTextConfig
 from fm.models.config import FmConfig
+from fm.models.init import load_image_weights
 from fm.models.model import FmModel
+from fm.models.text import read_text_config
 
 
 def build_model(
@@ -28,10 +30,12 @@ def build_model(
 
     Raises:
         ConfigError: a model kind that this version does not build.
+        UserError: weights to start from that are not there or do not fit; compilation without a compiler.
     """
     if not isinstance(model, VitTextConfig):
         raise ConfigError(f"model.kind={model.kind!r}: this version builds 'vit_text'")
-    return FmModel(
+    text_model = read_text_config(model.text_from, model.text_max_tokens, vocab_size) if model.text_from else None
+    built = FmModel(
         FmConfig(
             patch_voxels=list(model.patch_voxels),
             patch_stem=model.patch_stem.value,
@@ -40,13 +44,17 @@ def build_model(
             dim=model.dim,
             depth=model.depth,
             heads=model.heads,
+            mlp=model.mlp.value,
             mlp_ratio=model.mlp_ratio,
             registers=model.registers,
             qk_norm=model.qk_norm,
             layer_scale=model.layer_scale,
+            drop_path=model.drop_path,
             rope_min_period_mm=model.rope_min_period_mm,
             rope_max_period_mm=model.rope_max_period_mm,
             absolute_position=model.absolute_position,
+            study_encoder=model.study_encoder.value,
+            study_depth=model.study_depth,
             pool_heads=model.pool_heads,
             embed_dim=model.embed_dim,
             vocab_size=vocab_size,
@@ -55,6 +63,9 @@ def build_model(
             text_heads=model.text_heads,
             text_max_tokens=model.text_max_tokens,
             text_window=model.text_window,
+            text_model=text_model,
+            text_training=model.text_training.value,
+            lora_rank=model.lora_rank,
             initial_temperature=initial_temperature,
             initial_bias=initial_bias,
             spacing_mm=data.spacing_mm,
@@ -63,3 +74,11 @@ def build_model(
             max_series=data.max_series,
         )
     )
+    if model.text_from:
+        built.text.load(model.text_from)
+    if model.init_from:
+        load_image_weights(built, model.init_from)
+    built.image.checkpoint_blocks = model.checkpoint_blocks
+    if model.compile_blocks:
+        built.image.compile_blocks()
+    return built

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import PreTrainedConfig
 
 
@@ -21,13 +23,17 @@ class FmConfig(PreTrainedConfig):
     dim: int = 384
     depth: int = 12
     heads: int = 6
+    mlp: str = "gelu"
     mlp_ratio: float = 4.0
     registers: int = 4
     qk_norm: bool = True
     layer_scale: float = 1e-5
+    drop_path: float = 0.0
     rope_min_period_mm: float = 16.0
     rope_max_period_mm: float = 800.0
     absolute_position: bool = True
+    study_encoder: str = "gated_pool"
+    study_depth: int = 2
     pool_heads: int = 4
     embed_dim: int = 512
     vocab_size: int = 8192
@@ -36,6 +42,10 @@ class FmConfig(PreTrainedConfig):
     text_heads: int = 8
     text_max_tokens: int = 256
     text_window: int = 1
+    text_model: dict[str, Any] | None = None
+    """Configuration of a transformers encoder in place of the BERT; None for the BERT of the sizes above."""
+    text_training: str = "full"
+    lora_rank: int = 8
     initial_temperature: float = 0.07
     initial_bias: float = 0.0
     spacing_mm: float = 1.0

@@ -33,7 +33,7 @@ class StudyFeatures:
     """Frozen features of B studies with S series in all. D model width, E width of the image–text space."""
 
     study: Features
-    """(B, 4·D): mean of the series' class tokens, mean and maximum of all patch tokens, gated pooling; for probes."""
+    """(B, 4·D): mean of the series' class tokens, mean and maximum of all patch tokens, study encoder; for probes."""
     projected: Features
     """(B, E) unit embeddings in the image–text space; zeros for a study without series."""
     series: Features
@@ -126,11 +126,20 @@ class Encoder:
             self.tokenizer.save_pretrained(str(folder))
 
 
-def load_encoder(folder: str | Path, device: str = "cpu") -> Encoder:
+def load_encoder(
+    folder: str | Path, device: str = "cpu", *, patch_voxels: tuple[int, int, int] | None = None
+) -> Encoder:
     """The encoder exported to a local folder, in float32 and eval mode.
+
+    Args:
+        folder: what fm export wrote.
+        device: where it computes.
+        patch_voxels: (D, H, W) of the patches to read instead of those it was trained on: larger ones give fewer
+            tokens, smaller ones finer features. The weights are resampled (FlexiViT, arXiv 2212.08013).
 
     Raises:
         EncoderError: no export there, or a damaged one.
+        UserError: patches that the encoder's stem cannot read.
     """
     path = Path(folder)
     if not (path / "config.json").is_file() or not any(path.glob("*.safetensors")):
@@ -146,6 +155,8 @@ def load_encoder(folder: str | Path, device: str = "cpu") -> Encoder:
             f"{folder}: not a readable encoder ({type(err).__name__}: {str(err).splitlines()[0]})"
         ) from err
     tokenizer = load_tokenizer(path) if (path / "tokenizer.json").is_file() else None
+    if patch_voxels is not None:
+        model.resize_patches(patch_voxels)
     torch.nn.Module.to(model, torch.device(device))
     return Encoder(model, tokenizer)
 

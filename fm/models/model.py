@@ -20,14 +20,16 @@ from fm.data.collate import pack
 from fm.data.views import Lattice, whole_view
 from fm.data.volume import SeriesImage, read_nifti
 from fm.models.config import FmConfig
-from fm.models.patch import ConvStem
+from fm.models.names import load_scalars
+from fm.models.patch import ConvStem, LinearStem, Sizes
 from fm.models.pool import GatedPool
 from fm.models.position import FourierPosition
+from fm.models.study import StudyTransformer
 from fm.models.text import TextEncoder
-from fm.models.vit import Condition, LayerScale, VisionTransformer
+from fm.models.vit import Condition, LayerScale, Prefix, VisionTransformer
 
 
-@dataclass(kw_only=True, slots=True)
+@dataclass(kw_only=True)  # no slots: DeepSpeed's ZeRO-3 hooks look for tensors in vars() of what a module returns
 class ImageFeatures:
     """Features of a pack. S series views, T patch tokens, B studies, D channels."""
 
@@ -36,25 +38,31 @@ class ImageFeatures:
     tokens_TD: Tensor
     """Dense features, one per patch, in the order of the pack."""
     series_SD: Tensor
-    """Gated pooling over the tokens of each series alone."""
+    """The study encoder's answer to each series alone."""
     study_BD: Tensor
-    """Gated pooling over all tokens of a study; zeros for a study without series."""
+    """The study encoder's answer to all series of a study; zeros for a study without series."""
 
 
 class ContrastScale(nn.Module):
-    """Learnt inverse temperature and bias of the image–text logits; a module, so that ZeRO-3 can gather them."""
+    """Learnt inverse temperature and bias of the image–text logits; a module, so that ZeRO-3 can gather them.
+
+    Vectors of one element: DeepSpeed 0.19.8 cannot broadcast scalars.
+    """
 
     max_scale = 100.0
 
     def __init__(self, config: FmConfig) -> None:
         super().__init__()
         self.start = math.log(1 / config.initial_temperature), config.initial_bias
-        self.log_scale = nn.Parameter(torch.zeros(()))
-        self.bias = nn.Parameter(torch.zeros(()))
+        self.log_scale = nn.Parameter(torch.zeros(1))
+        self.bias = nn.Parameter(torch.zeros(1))
+        load_scalars(self, ("log_scale", "bias"))
 
     def forward(self) -> tuple[Tensor, Tensor]:
         """(scale, bias), float32 scalars; the scale is at most 100 as in CLIP."""
-        return self.log_scale.float().clamp(max=math.log(self.max_scale)).exp(), self.bias.float()
+        log_scale, bias = self.log_scale.float().clamp(max=math.log(self.max_scale)), self.bias.float()
+        # A sum, not a view: under ZeRO-3 the parameter itself is empty once this forward has ended.
+        return log_scale.exp().sum(), bias.sum()
 
 
 class FmModel(PreTrainedModel):
@@ -69,12 +77,14 @@ class FmModel(PreTrainedModel):
     def __init__(self, config: FmConfig) -> None:
         super().__init__(config)
         self.image = VisionTransformer(config)
-        self.pool = GatedPool(config.dim, config.pool_heads)
+        attends = config.study_encoder == "attention"
+        self.pool = StudyTransformer(config) if attends else GatedPool(config.dim, config.pool_heads)
         self.image_projection = nn.Linear(config.dim, config.embed_dim, bias=False)
         self.text = TextEncoder(config)
-        self.text_projection = nn.Linear(config.text_dim, config.embed_dim, bias=False)
+        self.text_projection = nn.Linear(self.text.dim, config.embed_dim, bias=False)
         self.scale = ContrastScale(config)
         self.post_init()  # type: ignore[no-untyped-call]  # transformers has no types here
+        self.text.choose_trained()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -92,6 +102,11 @@ class FmModel(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm):
             ones_(module.weight)
             zeros_(module.bias)
+            if module is self.image.norm:
+                # Once all else of the image tower is drawn: equal seeds give the weights that they always gave.
+                normal_(self.image.prefix.tokens, std=self.config.initializer_range)
+        elif isinstance(module, Prefix) and module is not self.image.prefix:
+            normal_(module.tokens, std=self.config.initializer_range)
         elif isinstance(module, LayerScale):
             constant_(module.scale, self.config.layer_scale)
         elif isinstance(module, FourierPosition):
@@ -100,8 +115,6 @@ class FmModel(PreTrainedModel):
             normal_(module.spacing.weight, std=0.1)
         elif isinstance(module, ConvStem):
             normal_(module.film.weight, std=1.0)
-        elif isinstance(module, VisionTransformer):
-            normal_(module.prefix, std=self.config.initializer_range)
         elif isinstance(module, ContrastScale):
             constant_(module.log_scale, module.start[0])
             constant_(module.bias, module.start[1])
@@ -109,20 +122,25 @@ class FmModel(PreTrainedModel):
     def encode_image(self, views: PackedTokens, studies: int) -> ImageFeatures:
         """Encode a pack that indexes `studies` studies."""
         features = self.image(views)
-        lengths_S = views.offsets_S1.diff()
-        sequences = lengths_S.shape[0]
-        own_S = torch.arange(sequences, device=lengths_S.device)
-        tokens = torch.cat([features.stream_class_SD, features.stream_tokens_TD])
+        own_S = torch.arange(features.class_SD.shape[0], device=features.class_SD.device)
+        stream = features.stream_class_SD, features.stream_tokens_TD
         return ImageFeatures(
             class_SD=features.class_SD,
             tokens_TD=features.tokens_TD,
-            series_SD=self.pool(tokens, _rows(own_S, views), sequences),
-            study_BD=self.pool(tokens, _rows(views.study_S, views), studies),
+            series_SD=self._pool(*stream, views, own_S, len(own_S)),
+            study_BD=self._pool(*stream, views, views.study_S, studies),
         )
 
     def pool_studies(self, class_SD: Tensor, tokens_TD: Tensor, views: PackedTokens, studies: int) -> Tensor:
-        """(B, D): gated pooling over all tokens of each study, for tokens encoded already, before the last norm."""
-        pooled: Tensor = self.pool(torch.cat([class_SD, tokens_TD]), _rows(views.study_S, views), studies)
+        """(B, D): the study encoder over each study, for tokens encoded already, before the last norm."""
+        return self._pool(class_SD, tokens_TD, views, views.study_S, studies)
+
+    def _pool(self, class_SD: Tensor, tokens_TD: Tensor, views: PackedTokens, group_S: Tensor, groups: int) -> Tensor:
+        """(groups, D): all series of each group together."""
+        if isinstance(self.pool, StudyTransformer):
+            study: Tensor = self.pool(class_SD, tokens_TD, views, group_S, groups)
+            return study
+        pooled: Tensor = self.pool(torch.cat([class_SD, tokens_TD]), _rows(group_S, views), groups)
         return pooled
 
     def embed_study(self, views: PackedTokens, studies: int) -> Tensor:
@@ -147,6 +165,18 @@ class FmModel(PreTrainedModel):
             slice_spacing_mm=self.config.slice_spacing_mm,
             min_tissue=self.config.min_tissue,
         )
+
+    @torch.no_grad()
+    def resize_patches(self, patch_voxels: Sizes) -> None:
+        """Read patches of another size with the same weights from now on; exact at the present size.
+
+        Raises:
+            UserError: a convolutional stem whose cells do not divide such a patch.
+        """
+        stem = self.image.stem
+        assert isinstance(stem, LinearStem | ConvStem)
+        stem.resize(patch_voxels)
+        self.config.patch_voxels = list(patch_voxels)
 
     def pack_series(self, studies: Sequence[Sequence[SeriesImage]]) -> PackedTokens:
         """Whole, unaugmented views of all series of each study, as one pack on the model's device."""

@@ -9,9 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fm.batch import PackedTokens
+from fm.config.errors import UserError
 from fm.data.sample import Contrast
 from fm.models.pool import mean_max
 from fm.models.position import FourierPosition
+
+Sizes = tuple[int, int, int]
 
 
 class LinearStem(nn.Module):
@@ -19,12 +22,53 @@ class LinearStem(nn.Module):
 
     def __init__(self, patch_voxels: tuple[int, int, int], dim: int) -> None:
         super().__init__()
+        self.patch_voxels = patch_voxels
         self.linear = nn.Linear(math.prod(patch_voxels), dim)
 
     def forward(self, patches_TP: Tensor, views: PackedTokens, sequence_T: Tensor) -> Tensor:
         """(T, P) voxels to (T, dim) tokens, by the same map whatever the series."""
         out: Tensor = self.linear(patches_TP)
         return out
+
+    @torch.no_grad()
+    def resize(self, patch_voxels: Sizes) -> None:
+        """Take patches of another size from now on, by :func:`resample_weight`."""
+        self.linear.weight = nn.Parameter(resample_weight(self.linear.weight, self.patch_voxels, patch_voxels))
+        self.linear.in_features, self.patch_voxels = math.prod(patch_voxels), patch_voxels
+
+
+def resample_weight(weight_DP: Tensor, old: Sizes, new: Sizes) -> Tensor:
+    """The linear patch embedding for patches of another size: FlexiViT's pseudo-inverse resize (arXiv 2212.08013).
+
+    With B the resize of a patch (linear along each axis, with a triangle filter where it shrinks), the result ŵ is
+    that with ⟨ŵ, B x⟩ nearest to ⟨w, x⟩ over white x: equal for every x where no axis shrinks. B is a Kronecker product
+    of the axes' own resizes, so its pseudo-inverse is that of each axis in turn, in float64.
+
+    Args:
+        weight_DP: (D, P) weights for patches of `old` voxels.
+        old: (D, H, W) voxels of the patch that the weights know.
+        new: (D, H, W) voxels of the patch wanted.
+
+    Returns:
+        (D, P') weights; for equal sizes `weight_DP` itself.
+    """
+    if old == new:
+        return weight_DP
+    out = weight_DP.double().unflatten(1, old)
+    for a, b in zip(old, new, strict=True):
+        # Takes the first axis that is still old, and puts it last: after three turns the order is the old one.
+        out = torch.tensordot(out, torch.linalg.pinv(resize_matrix(a, b)).to(out.device), dims=([1], [0]))
+    resampled: Tensor = out.flatten(1).to(weight_DP.dtype)
+    return resampled
+
+
+def resize_matrix(old: int, new: int) -> Tensor:
+    """(new, old) float64: linear interpolation of `old` samples at `new` places, smoothed where it shrinks."""
+    centre_N1 = ((torch.arange(new, dtype=torch.float64) + 0.5) * old / new).unsqueeze(1)
+    away_NO = (torch.arange(old, dtype=torch.float64) + 0.5 - centre_N1).abs() / max(old / new, 1.0)
+    weight_NO = (1 - away_NO).clamp(min=0)
+    matrix: Tensor = weight_NO / weight_NO.sum(1, keepdim=True)
+    return matrix
 
 
 class ConvStem(nn.Module):
@@ -49,13 +93,24 @@ class ConvStem(nn.Module):
         periods_mm: tuple[float, float],
     ) -> None:
         super().__init__()
-        self.split = tuple(n for p, c in zip(patch_voxels, cell_voxels, strict=True) for n in (p // c, c))
+        self.cell_voxels = cell_voxels
+        self.resize(patch_voxels)
         self.cell = nn.Linear(math.prod(cell_voxels), channels)
         self.film = nn.Embedding(len(Contrast), 2 * channels)
         self.place = FourierPosition(2 * channels, *periods_mm)
         self.mix = nn.Linear(channels, channels)
         self.linear = nn.Linear(2 * channels, dim)
-        self.patch_voxels, self.cell_voxels = patch_voxels, cell_voxels
+
+    def resize(self, patch_voxels: Sizes) -> None:
+        """Take patches of another size from now on: more or fewer cells, by the same weights.
+
+        Raises:
+            UserError: the cells do not divide such a patch.
+        """
+        if any(p % c for p, c in zip(patch_voxels, self.cell_voxels, strict=True)):
+            raise UserError(f"patch_voxels={list(patch_voxels)}: must be multiples of the cells, {self.cell_voxels}")
+        self.split = tuple(n for p, c in zip(patch_voxels, self.cell_voxels, strict=True) for n in (p // c, c))
+        self.patch_voxels = patch_voxels
 
     def forward(self, patches_TP: Tensor, views: PackedTokens, sequence_T: Tensor) -> Tensor:
         """(T, P) voxels of `views`, and the sequence of each token, to (T, dim) tokens."""

@@ -47,7 +47,10 @@ def build_student(
 
 def make_teacher(student: StudentModule) -> StudentModule:
     """A float32 copy without gradients, in eval mode; bf16 would never move at a momentum near 1."""
-    return copy.deepcopy(student).float().requires_grad_(False).eval()
+    teacher = copy.deepcopy(student).float().requires_grad_(False).eval()
+    if student.fm.image.compiled:  # a copy of a compiled module is not compiled
+        teacher.fm.image.compile_blocks()
+    return teacher
 
 
 def build_objective(objective: ObjectiveConfig) -> JointObjective:

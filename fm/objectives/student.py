@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from fm.batch import PackedTokens, TextBatch, concat
 from fm.config.objective import JointConfig
 from fm.models.model import FmModel
+from fm.models.names import load_former_name
 
 
-@dataclass(kw_only=True, slots=True)
+@dataclass(kw_only=True)  # no slots: DeepSpeed's ZeRO-3 hooks look for tensors in vars() of what a module returns
 class StudentOutput:
     """Everything that the losses need from one forward pass. S_v sequences of view v, K prototypes, B studies."""
 
@@ -33,6 +34,18 @@ class StudentOutput:
     """(B, K) float32 logits of each phrase standing in the study's report."""
 
 
+class Prototypes(nn.Module):
+    """The directions that class tokens are compared with; a leaf module, so that ZeRO-3 gathers them."""
+
+    def __init__(self, count: int, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(count, dim))
+
+    def forward(self) -> Tensor:
+        """(K, D) unit rows, float32."""
+        return F.normalize(self.weight.float(), dim=-1)
+
+
 class PrototypeHead(nn.Module):
     """DINO head: a small MLP, a unit bottleneck, and cosines to unit prototypes.
 
@@ -41,10 +54,11 @@ class PrototypeHead(nn.Module):
 
     def __init__(self, dim: int, hidden: int, bottleneck: int, prototypes: int) -> None:
         super().__init__()
+        self.prototypes = Prototypes(prototypes, bottleneck)
+        load_former_name(self, "prototypes", "prototypes.weight")
         self.up = nn.Linear(dim, hidden)
         self.mid = nn.Linear(hidden, hidden)
         self.down = nn.Linear(hidden, bottleneck)
-        self.prototypes = nn.Parameter(torch.zeros(prototypes, bottleneck))
         self.init_weights()
 
     @torch.no_grad()
@@ -53,14 +67,14 @@ class PrototypeHead(nn.Module):
         for linear in (self.up, self.mid, self.down):
             nn.init.trunc_normal_(linear.weight, std=linear.in_features**-0.5)
             nn.init.zeros_(linear.bias)
-        nn.init.normal_(self.prototypes)
+        nn.init.normal_(self.prototypes.weight)
 
     def forward(self, x_SD: Tensor) -> Tensor:
         """(S, D) class tokens to (S, K) cosines, float32."""
         hidden = F.gelu(self.mid(F.gelu(self.up(x_SD))))
         bottleneck = F.normalize(self.down(hidden).float(), dim=-1)
-        prototypes = F.normalize(self.prototypes.float(), dim=-1)
-        return bottleneck @ prototypes.T
+        cosines: Tensor = bottleneck @ self.prototypes().T
+        return cosines
 
 
 class PhraseHead(nn.Module):

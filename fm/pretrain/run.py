@@ -131,16 +131,24 @@ def _train(job: PretrainJob, run_dir: Path, attempt: str, stop: StopFlag) -> tup
 
 
 def _tokenizer(job: PretrainJob, manifest: Manifest, run_dir: Path) -> PreTrainedTokenizerFast:
-    """The run's tokenizer, trained once on the reports of the training split; without reports it knows letters only."""
+    """The run's tokenizer: the one of `model.text_from`, or one trained once on the reports of the training split.
+
+    Without reports it knows letters only.
+    """
     folder = run_dir / TOKENIZER
 
     def train() -> None:
         if folder.is_dir():
             return
-        limit = job.model.text_max_tokens if isinstance(job.model, VitTextConfig) else 256
-        tokenizer = train_tokenizer(
-            training_reports(manifest), job.data.vocabulary_size, job.data.min_patients_per_word, limit
-        )
+        model = job.model if isinstance(job.model, VitTextConfig) else VitTextConfig()
+        limit = model.text_max_tokens
+        if model.text_from:
+            tokenizer = load_tokenizer(model.text_from)
+            tokenizer.model_max_length = min(limit, tokenizer.model_max_length)
+        else:
+            tokenizer = train_tokenizer(
+                training_reports(manifest), job.data.vocabulary_size, job.data.min_patients_per_word, limit
+            )
         partial = folder.with_name(folder.name + ".tmp")
         shutil.rmtree(partial, ignore_errors=True)
         tokenizer.save_pretrained(partial)

@@ -23,6 +23,17 @@ def test_average_follows_its_formula() -> None:
     assert teacher.state()["weight"].item() == 7.0
 
 
+def test_what_is_frozen_stays_but_is_loaded() -> None:
+    pair = nn.ModuleDict({"a": frozen(1.0), "b": frozen(2.0)})
+    teacher = Teacher(pair, ["b.weight"])
+    teacher.update({"a.weight": torch.tensor([[3.0]])}, 0.5)
+    assert [float(p) for p in teacher.state().values()] == [2.0, 2.0]
+    teacher.copy_from({"a.weight": torch.tensor([[5.0]]), "b.weight": torch.tensor([[6.0]])})
+    assert [float(p) for p in teacher.state().values()] == [5.0, 6.0]
+    with pytest.raises(KeyError, match=r"a\.weight"):
+        teacher.update({"b.weight": torch.tensor([[6.0]])}, 0.5)
+
+
 def test_float32_moves_where_bf16_would_stand_still() -> None:
     """1000 steps of momentum 0.999 towards a master 10 % away: 63 % of the way there."""
     teacher = Teacher(frozen(1.0))

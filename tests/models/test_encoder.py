@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import fm
+from fm.config.errors import UserError
 from fm.data.tokenizer import train_tokenizer
 from fm.data.volume import VolumeError, read_nifti
 from fm.models import FmConfig, FmModel
@@ -43,6 +44,19 @@ def test_the_readme_line_works_after_save_and_load(encoder: Encoder, tmp_path: P
     assert np.array_equal(embedding, encoder.embed(str(scan)))
     assert np.array_equal(loaded.embed_text("No mass."), encoder.embed_text("No mass."))
     assert np.allclose(loaded.model.embed_nifti(scan), embedding, atol=1e-6)
+
+
+def test_an_export_reads_patches_of_another_size(encoder: Encoder, tmp_path: Path) -> None:
+    scan = _scan(tmp_path / "scan.nii.gz", 0)
+    encoder.save(tmp_path / "export")
+    native = fm.load_encoder(tmp_path / "export", patch_voxels=(2, 4, 4))
+    assert np.array_equal(native.embed(scan), encoder.embed(scan))
+    finer = fm.load_encoder(tmp_path / "export", patch_voxels=(2, 2, 2))
+    counts = [len(e.model.pack_series([[read_nifti(scan)]]).patches_TP) for e in (native, finer)]
+    assert counts[1] > 3 * counts[0]
+    assert np.linalg.norm(finer.embed(scan)) == pytest.approx(1, abs=1e-5)
+    with pytest.raises(UserError, match="multiples of the cells"):
+        fm.load_encoder(tmp_path / "export", patch_voxels=(2, 3, 4))
 
 
 def test_one_many_and_read_already_agree(encoder: Encoder, tmp_path: Path) -> None:

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 import torch
 import torch.nn.functional as F
 
 from fm.batch import PackedTokens
-from fm.models.patch import ConvStem, LinearStem
+from fm.config.errors import UserError
+from fm.models.patch import ConvStem, LinearStem, resample_weight, resize_matrix
 
 PATCH, CELL = (4, 8, 6), (2, 4, 2)
 
@@ -73,3 +75,58 @@ def test_conv_stem_does_not_mix_tokens() -> None:
     views.patches_TP[1] += 1
     changed = (stem(views.patches_TP, views, sequence) - before).abs().amax(1) > 0
     assert changed.tolist() == [False, True, False, False, False]
+
+
+def _resize(patches: torch.Tensor, new: tuple[int, int, int]) -> torch.Tensor:
+    """(n, d, h, w) patches to `new` voxels, by linear interpolation along each axis."""
+    out = patches
+    for size in new:
+        out = torch.tensordot(out, resize_matrix(out.shape[1], size), dims=([1], [1]))
+    return out
+
+
+@pytest.mark.parametrize("new", [(4, 16, 16), (8, 12, 9), (4, 8, 7)])
+def test_a_resampled_embedding_of_an_enlarged_patch_is_the_old_one_of_the_patch(new: tuple[int, int, int]) -> None:
+    torch.manual_seed(0)
+    weight, patches = torch.randn(5, 4 * 8 * 6, dtype=torch.float64), torch.randn(3, 4, 8, 6, dtype=torch.float64)
+    got = _resize(patches, new).flatten(1) @ resample_weight(weight, (4, 8, 6), new).T
+    torch.testing.assert_close(got, patches.flatten(1) @ weight.T, rtol=1e-9, atol=1e-9)
+
+
+def test_where_a_patch_shrinks_the_resampled_embedding_is_the_nearest_over_white_patches() -> None:
+    """The least-squares solution itself: min over ŵ of E‖⟨ŵ, Bx⟩ − ⟨w, x⟩‖², x white, is min ‖Bᵀŵ − w‖²."""
+    torch.manual_seed(0)
+    weight, unit = torch.randn(5, 4 * 8 * 6, dtype=torch.float64), torch.eye(4 * 8 * 6, dtype=torch.float64)
+    resize = _resize(unit.view(-1, 4, 8, 6), (2, 10, 3)).flatten(1)  # (old, new): Bᵀ
+    want = torch.linalg.lstsq(resize, weight.T).solution.T
+    torch.testing.assert_close(resample_weight(weight, (4, 8, 6), (2, 10, 3)), want, rtol=1e-9, atol=1e-9)
+
+
+def test_resampling_is_exact_at_the_native_size_and_linear_interpolation_at_others() -> None:
+    weight = torch.randn(5, 4 * 8 * 6)
+    assert resample_weight(weight, PATCH, PATCH) is weight
+    assert torch.equal(resize_matrix(5, 5), torch.eye(5, dtype=torch.float64))
+    signal = torch.randn(1, 1, 5, dtype=torch.float64)
+    want = F.interpolate(signal, size=9, mode="linear", align_corners=False)
+    torch.testing.assert_close(signal @ resize_matrix(5, 9).T, want)
+    halved = resize_matrix(6, 3)[1] * 8  # the triangle over two coarse samples: 1 3 3 1
+    torch.testing.assert_close(halved, torch.tensor([0.0, 1, 3, 3, 1, 0], dtype=torch.float64))
+
+
+def test_stems_change_their_patch_size() -> None:
+    torch.manual_seed(0)
+    linear = LinearStem(PATCH, 7)
+    want = resample_weight(linear.linear.weight, PATCH, (2, 8, 9))
+    linear.resize((2, 8, 9))
+    assert torch.equal(linear.linear.weight, want) and linear.linear.in_features == 144
+    conv, views = ConvStem(PATCH, CELL, 5, 7, (60.0, 1000.0)), _views([2, 3])
+    weights = [p.clone() for p in conv.parameters()]
+    conv.resize((2, 8, 6))
+    views.patches_TP = views.patches_TP[:, : 2 * 8 * 6]
+    alone = ConvStem((2, 8, 6), CELL, 5, 7, (60.0, 1000.0))
+    alone.load_state_dict(conv.state_dict())
+    sequence = torch.tensor([0, 0, 1, 1, 1])
+    assert torch.equal(conv(views.patches_TP, views, sequence), alone(views.patches_TP, views, sequence))
+    assert all(torch.equal(a, b) for a, b in zip(conv.parameters(), weights, strict=True))
+    with pytest.raises(UserError, match=r"multiples of the cells"):
+        conv.resize((3, 8, 6))
