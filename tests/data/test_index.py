@@ -58,10 +58,11 @@ def test_equal_contents_give_one_id_wherever_they_lie(make_dataset: MakeDataset)
 def test_the_split_is_part_of_the_id(make_dataset: MakeDataset) -> None:
     url = make_dataset()
     manifest = Manifest.open(url)
-    before = manifest.dataset_id
-    for sample in manifest.samples:
+    before, samples = manifest.dataset_id, list(manifest.samples)
+    assert write_index(url, manifest.shards, samples, {}) == before
+    for sample in samples:
         sample.split = "train"
-    assert write_index(url, manifest.shards, manifest.samples, {}) != before
+    assert write_index(url, manifest.shards, samples, {}) != before
 
 
 def test_object_storage_gives_the_same_bytes(make_dataset: MakeDataset) -> None:
@@ -185,6 +186,7 @@ def test_the_index_leaves_no_temporary_file(make_dataset: MakeDataset) -> None:
 
 def test_an_index_without_splits_is_refused(make_dataset: MakeDataset) -> None:
     manifest = Manifest.open(make_dataset())
-    manifest.samples[0].split = ""
+    samples = list(manifest.samples)
+    samples[0].split = ""
     with pytest.raises(DatasetError, match="split"):
-        write_index(manifest.url, manifest.shards, manifest.samples, {})
+        write_index(manifest.url, manifest.shards, samples, {})
