@@ -35,7 +35,7 @@ class DiskCache:
         return payload
 
     def put(self, name: str, payload: bytes) -> None:
-        """Keep bytes, deleting others where there is no room; a full or read-only disk keeps nothing and is no error."""
+        """Keep bytes, deleting others where there is no room; on a full or read-only disk nothing is kept."""
         if len(payload) > self.limit:
             return
         if self._size is None or self._size + len(payload) > self.limit or self._added > self.limit // 64:

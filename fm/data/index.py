@@ -250,7 +250,7 @@ def dataset_hash(shards: Sequence[Shard], samples: Sequence[Sample]) -> str:
     order = pa.array(rows.by_key)
     codes, words = rows.codes("split")
     splits = pa.array([json.dumps(word) for word in words], type=pa.string()).take(pa.array(codes)).take(order)
-    # Put together by columns: the same text as the JSON of a list of [key, split], which a million rows take seconds to.
+    # The same text as the JSON of a list of [key, split], put together by columns: a million rows take seconds else.
     pairs = pc.binary_join_element_wise('["', rows.column("key").take(order), '", ', splits, "]", "")
     listed = ", ".join(pairs.to_pylist())
     head = json.dumps({"shards": [[shard.name, shard.sha256, shard.samples] for shard in shards]})

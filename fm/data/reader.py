@@ -141,7 +141,7 @@ def build_loader(
 
 
 class StudyLoader:
-    """The loader, which raises here what a loader process has to say, in one line instead of that process's traceback."""
+    """The loader; it raises here, in one line, what a loader process would say with its traceback."""
 
     def __init__(self, loader: Iterable[StudyBatch | ReadError]) -> None:
         self.loader = loader
@@ -164,10 +164,14 @@ class Fetched:
     def fetch(self, members: Sequence[tuple[str, str]]) -> None:
         """Read those of the (study, member) pairs that the index knows, together."""
         wanted = [(key, m) for key, m in dict.fromkeys(members) if m in self.manifest.sample(key).members]
-        found = self.manifest.store.read_many([self.manifest.request(*member) for member in wanted])
-        self._found |= zip(wanted, found, strict=True)
+        requests = [(member, self.manifest.request(*member)) for member in wanted]
+        # As they lie on the disk, so that a slow one need not seek.
+        requests.sort(key=lambda pair: (pair[1].shard, pair[1].where.offset))
+        found = self.manifest.store.read_many([request for _, request in requests])
+        self._found |= zip((member for member, _ in requests), found, strict=True)
 
     def __call__(self, key: str, member: str) -> bytes:
+        """The bytes, or the error in their place."""
         found = self._found.get((key, member))
         if isinstance(found, DatasetError):
             raise found

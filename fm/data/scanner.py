@@ -1,7 +1,7 @@
 """What another scanner would have made of a crop: bias field, blur, ghosts, coarse voxels, low field, missing lines.
 
-All act on the magnitude that was sampled for a view, in-plane along (H, W); air stays air. Ghosts and missing lines treat
-the crop as the field of view. Nothing moves, and nothing is mirrored: a report may name a side.
+All act on the magnitude that was sampled for a view, in-plane along (H, W); air stays air. Ghosts and missing lines
+treat the crop as the field of view. Nothing moves, and nothing is mirrored: a report may name a side.
 """
 
 from __future__ import annotations
