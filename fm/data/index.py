@@ -267,9 +267,9 @@ def check_splits(url: str, samples: SampleTable) -> None:
     if len(words) < 2:
         return
     patients = np.asarray(samples.column("patient").dictionary_encode().indices, dtype=np.int64)
-    pairs = np.unique(patients * len(words) + codes)
-    shared = int(np.sum(np.diff(pairs // len(words)) == 0))
-    if shared:
+    one = np.zeros(patients.max(initial=-1) + 1, dtype=np.int64)
+    one[patients] = codes
+    if shared := len(np.unique(patients[codes != one[patients]])):
         raise DatasetError(
             f"{url}: {shared} patients have studies in more than one split, so nothing can be evaluated honestly; "
             "split by patient and make the index again"
