@@ -170,6 +170,16 @@ def _inside(draw: Draw, other: Draw, rng: np.random.Generator) -> Draw:
     return replace(draw, start=(start[0], start[1], start[2]), stop=(stop[0], stop[1], stop[2]))
 
 
+def reach(series: SeriesMeta, lattice: Lattice, draws: Sequence[Draw]) -> Box:
+    """The box of voxels that `draws` read, within the foreground box."""
+    start, stop = series.foreground
+    size = tuple(b - a for a, b in zip(start, stop, strict=True))
+    spans = [_spans(series.spacing_mm, ((0, 0, 0), (size[0], size[1], size[2])), lattice, draw) for draw in draws]
+    low = [min(span[axis].lo for span in spans) for axis in range(3)]
+    high = [max(span[axis].hi for span in spans) for axis in range(3)]
+    return (low[0], low[1], low[2]), (high[0], high[1], high[2])
+
+
 def image_of(series: SeriesMeta, payload: bytes, lattice: Lattice, draws: Sequence[Draw]) -> SeriesImage:
     """The foreground box of a series as a grid, of which only what `draws` read is decompressed.
 
@@ -178,13 +188,7 @@ def image_of(series: SeriesMeta, payload: bytes, lattice: Lattice, draws: Sequen
     Raises:
         CodecError, SampleError: as :func:`fm.data.volume.from_sample`.
     """
-    start, stop = series.foreground
-    size = tuple(b - a for a, b in zip(start, stop, strict=True))
-    box: Box = ((0, 0, 0), (size[0], size[1], size[2]))
-    spans = [_spans(series.spacing_mm, box, lattice, draw) for draw in draws]
-    low = [min(span[axis].lo for span in spans) for axis in range(3)]
-    high = [max(span[axis].hi for span in spans) for axis in range(3)]
-    return from_sample(series, payload, series.foreground, ((low[0], low[1], low[2]), (high[0], high[1], high[2])))
+    return from_sample(series, payload, series.foreground, reach(series, lattice, draws))
 
 
 def view(image: SeriesImage, lattice: Lattice, draw: Draw, rng: np.random.Generator) -> SeriesView:
