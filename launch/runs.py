@@ -211,8 +211,9 @@ def _dataset_id(job: Any) -> str | None:
     if not isinstance(data, DataConfig) or not data.url:
         return None
     from fm.data.index import Manifest
+    from fm.data.store import access_of
 
-    return Manifest.open(data.url).dataset_id
+    return Manifest.open(data.url, access_of(data)).dataset_id
 
 
 def commit() -> str:

@@ -3,50 +3,46 @@
 ``manifest.json`` names every shard with its SHA-256, bytes and samples, and is written last: a folder without it is
 not a dataset yet. ``samples.parquet`` holds one row per study: where each member lies, its CRC-32, the patient, the
 split and the labels.
-
-Datasets live at a local path or at a URL of an allowed scheme; nothing a URL says is ever run or chained.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import mmap
 import os
 import re
-import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
-from fm.config.errors import UserError
-from fm.data.sample import STUDY_KEY, LabelValue, SampleError, StudyMeta, from_json
+from fm.data.sample import STUDY_KEY, SampleError, StudyMeta, from_json
+from fm.data.store import Access, DatasetError, Member, Request, Store, open_store
+from fm.data.table import Sample, SampleTable
+
+__all__ = [
+    "MANIFEST",
+    "SAMPLES",
+    "DatasetError",
+    "Manifest",
+    "Member",
+    "Sample",
+    "Shard",
+    "dataset_hash",
+    "open_store",
+    "publish",
+    "write_index",
+]
 
 MANIFEST = "manifest.json"
 SAMPLES = "samples.parquet"
 FORMAT = 1
-SCHEMES = ("file", "s3", "gs", "gcs", "abfs", "az", "memory")
-_SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://")
 _SHARD = re.compile(r"[A-Za-z0-9_-]+\.tar")
-
-
-class DatasetError(UserError):
-    """A dataset that is missing, incomplete, damaged, or at a place that may not be read."""
-
-
-@dataclass(slots=True)
-class Member:
-    """Where one member's bytes lie in its shard."""
-
-    offset: int
-    length: int
-    crc32: int
 
 
 @dataclass(kw_only=True, slots=True)
@@ -59,64 +55,40 @@ class Shard:
     samples: int
 
 
-@dataclass(kw_only=True, slots=True)
-class Sample:
-    """One study's row of the index."""
-
-    key: str
-    patient: str
-    split: str
-    region: str
-    shard: str
-    members: dict[str, Member]
-    """By extension: 'json', '<series>.b2', '<series>.seg.b2'."""
-    labels: dict[str, LabelValue] = field(default_factory=dict)
-
-
-def open_store(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """File system and path of a dataset's folder.
-
-    Raises:
-        DatasetError: the URL's scheme is not on the allow-list (``pipe:`` and chained URLs among them).
-    """
-    found = _SCHEME.match(url)
-    if found is None:
-        if url.startswith("pipe:"):
-            raise DatasetError("pipe: URLs run commands and are refused; use a folder or one of " + ", ".join(SCHEMES))
-        return fsspec.filesystem("file"), os.path.abspath(url)
-    scheme = found.group(1).lower()
-    if scheme not in SCHEMES or "::" in url:
-        raise DatasetError(f"{scheme}: URLs are not read; use a folder or one of {', '.join(SCHEMES)}")
-    path = url[found.end() :].rstrip("/")
-    if scheme == "file":
-        return fsspec.filesystem("file"), os.path.abspath("/" + path.lstrip("/"))
-    return fsspec.filesystem(scheme), path
-
-
 class Manifest:
     """An opened dataset, or the part of it that :meth:`select` chose; picklable, and safe to use after a fork."""
 
     def __init__(
-        self, url: str, dataset_id: str, shards: list[Shard], samples: list[Sample], versions: dict[str, str]
+        self,
+        url: str,
+        dataset_id: str,
+        shards: list[Shard],
+        samples: SampleTable,
+        versions: dict[str, str],
+        access: Access | None = None,
     ) -> None:
         self.url = url
         self.dataset_id = dataset_id
         self.shards = shards
         self.samples = samples
         self.versions = versions
-        self._row = {sample.key: row for row, sample in enumerate(samples)}
-        self._maps: dict[str, mmap.mmap] = {}
-        self._pid = os.getpid()
+        self.store = Store(url, access or Access(), {shard.name: shard.sha256 for shard in shards})
+        self._last: Sample | None = None
 
     @classmethod
-    def open(cls, url: str) -> Manifest:
-        """Read the index at `url` and check it: format, sizes of all files, counts.
+    def open(cls, url: str, access: Access | None = None) -> Manifest:
+        """Read the index at `url` and check it: format, sizes of all files, counts, splits.
+
+        Args:
+            url: the dataset's folder.
+            access: how object storage is read; its defaults where None.
 
         Raises:
-            DatasetError: no dataset there, another format version, or an index that contradicts its files.
+            DatasetError: no dataset there, another format version, an index that contradicts its files, or a patient
+                in two splits.
         """
-        fs, root = open_store(url)
-        raw = _manifest_json(fs, root, url)
+        store = Store(url, access or Access())
+        raw = _manifest_json(store)
         try:
             shards = [Shard(**entry) for entry in raw["shards"]]
             table_info = raw["samples"]
@@ -124,14 +96,20 @@ class Manifest:
             expected = (int(table_info["bytes"]), str(table_info["sha256"]))
         except (KeyError, TypeError, ValueError) as err:
             raise DatasetError(f"{url}/{MANIFEST} is damaged ({err}); make the index again") from None
-        payload = _fetch(fs, f"{root}/{SAMPLES}", url)
+        payload = _whole(store, SAMPLES)
         if (len(payload), hashlib.sha256(payload).hexdigest()) != expected:
             raise DatasetError(f"{url}/{SAMPLES} is not the one {MANIFEST} names; make the index again")
-        samples = _from_parquet(payload, url)
-        _check_counts(fs, root, url, shards, samples)
+        try:
+            samples = SampleTable.from_parquet(payload)
+        except (pa.ArrowException, ValueError, TypeError, KeyError) as err:
+            raise DatasetError(f"{url}/{SAMPLES} is damaged ({type(err).__name__}); make the index again") from None
+        del payload
+        _check_counts(url, shards, samples)
+        _check_files(store, shards, samples)
+        check_splits(url, samples)
         if dataset_id != dataset_hash(shards, samples):
             raise DatasetError(f"{url}/{MANIFEST}: the dataset id does not fit the contents; make the index again")
-        return cls(url, dataset_id, shards, samples, versions)
+        return cls(url, dataset_id, shards, samples, versions, access)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -139,12 +117,16 @@ class Manifest:
     @property
     def keys(self) -> list[str]:
         """Study keys, in order."""
-        return [sample.key for sample in self.samples]
+        return [str(key) for key in self.samples.column("key").to_pylist()]
 
     def select(self, split: str | None = None, region: str | None = None) -> Manifest:
         """The studies of one split and region, same dataset id; None takes all."""
-        kept = [s for s in self.samples if split in (None, s.split) and region in (None, s.region)]
-        return Manifest(self.url, self.dataset_id, self.shards, kept, self.versions)
+        kept = self.samples.where(split=split, region=region)
+        return Manifest(self.url, self.dataset_id, self.shards, kept, self.versions, self.store.access)
+
+    def key(self, row: int) -> str:
+        """Key of the study in a row."""
+        return str(self.samples.column("key")[row].as_py())
 
     def sample(self, key: str) -> Sample:
         """The index row of one study.
@@ -152,24 +134,34 @@ class Manifest:
         Raises:
             DatasetError: no such study here.
         """
-        if key not in self._row:
-            raise DatasetError(f"{self.url}: no study {key}")
-        return self.samples[self._row[key]]
+        last = self._last  # taken once: a thread that reads ahead asks too
+        if last is None or last.key != key:
+            row = self.samples.row(key)
+            if row is None:
+                raise DatasetError(f"{self.url}: no study {key}")
+            self._last = last = self.samples[row]
+        return last
 
-    def read(self, key: str, member: str) -> bytes:
-        """Bytes of one member of a study, e.g. ``read(key, "t1w.b2")``: one ranged read, checked by CRC-32.
+    def request(self, key: str, member: str) -> Request:
+        """Where one member of a study lies, e.g. ``request(key, "t1w.b2")``.
 
         Raises:
-            DatasetError: unknown study or member, or bytes that are missing or damaged; names shard and study.
+            DatasetError: unknown study or member.
         """
         sample = self.sample(key)
         where = sample.members.get(member)
         if where is None:
             raise DatasetError(f"{self.url}: study {key} has no member {member!r}; it has {sorted(sample.members)}")
-        payload = self._range(sample.shard, where, key)
-        if len(payload) != where.length or zlib.crc32(payload) != where.crc32:
-            raise DatasetError(f"{self.url}/{sample.shard}: study {key}, member {member} is damaged; run fm verify")
-        return payload
+        return Request(sample.shard, where, f"study {key}, member {member}")
+
+    def read(self, key: str, member: str) -> bytes:
+        """Bytes of one member of a study: one ranged read, checked by CRC-32.
+
+        Raises:
+            DatasetError: unknown study or member, or bytes that are missing, damaged or out of reach; names shard and
+                study.
+        """
+        return self.store.read(self.request(key, member))
 
     def study(self, key: str) -> StudyMeta:
         """The parsed JSON member of a study.
@@ -178,30 +170,19 @@ class Manifest:
             DatasetError: as :meth:`read`.
             SampleError: the member breaks the shard contract.
         """
-        meta = from_json(self.read(key, "json"))
-        if meta.key != key:
-            raise SampleError(f"study {key}: its json member calls itself {meta.key}")
-        return meta
+        return parse_study(key, self.read(key, "json"))
 
-    def _range(self, shard: str, where: Member, key: str) -> bytes:
-        fs, root = open_store(self.url)
-        if "file" not in fs.protocol:
-            try:
-                return bytes(fs.cat_file(f"{root}/{shard}", start=where.offset, end=where.offset + where.length))
-            except FileNotFoundError as err:
-                raise DatasetError(f"{self.url}/{shard}: missing (wanted by study {key})") from err
-        if os.getpid() != self._pid:
-            self._maps, self._pid = {}, os.getpid()
-        if shard not in self._maps:
-            try:
-                with Path(root, shard).open("rb") as file:
-                    self._maps[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            except (OSError, ValueError) as err:
-                raise DatasetError(f"{self.url}/{shard}: cannot be read (wanted by study {key}): {err}") from err
-        return self._maps[shard][where.offset : where.offset + where.length]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_maps": {}}
+def parse_study(key: str, payload: bytes) -> StudyMeta:
+    """A study's JSON member.
+
+    Raises:
+        SampleError: it breaks the shard contract, or is another study's.
+    """
+    meta = from_json(payload)
+    if meta.key != key:
+        raise SampleError(f"study {key}: its json member calls itself {meta.key}")
+    return meta
 
 
 def write_index(
@@ -222,14 +203,15 @@ def write_index(
         The dataset id: a hash of shard contents, keys and splits; equal contents give equal ids, wherever they lie.
 
     Raises:
-        DatasetError: no sample, a study that appears twice, or a study without a split.
+        DatasetError: no sample, a study that appears twice, a study without a split, or a patient in two splits.
     """
-    keys = [sample.key for sample in samples]
-    if not keys or len(set(keys)) != len(keys) or not all(sample.split for sample in samples):
+    rows = SampleTable.of(samples)
+    if not len(rows) or _repeats(rows) or pc.any(pc.equal(rows.column("split"), "")).as_py():
         raise DatasetError(f"{url}: the index needs at least one study, each once and with a split")
+    check_splits(url, rows)
     fs, root = open_store(url)
-    table = _to_parquet(samples)
-    dataset_id = dataset_hash(shards, samples)
+    table = rows.to_parquet()
+    dataset_id = dataset_hash(shards, rows)
     manifest = {
         "format": FORMAT,
         "dataset_id": dataset_id,
@@ -264,110 +246,97 @@ def publish(fs: fsspec.AbstractFileSystem, path: str, payload: bytes) -> None:
 
 def dataset_hash(shards: Sequence[Shard], samples: Sequence[Sample]) -> str:
     """Hash of what the dataset holds: shard contents in order, and which study is in which split."""
-    content = {
-        "shards": [[shard.name, shard.sha256, shard.samples] for shard in shards],
-        "splits": sorted([sample.key, sample.split] for sample in samples),
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+    rows = SampleTable.of(samples)
+    order = pa.array(rows.by_key)
+    codes, words = rows.codes("split")
+    splits = pa.array([json.dumps(word) for word in words], type=pa.string()).take(pa.array(codes)).take(order)
+    # The same text as the JSON of a list of [key, split], put together by columns: a million rows take seconds else.
+    pairs = pc.binary_join_element_wise('["', rows.column("key").take(order), '", ', splits, "]", "")
+    listed = ", ".join(pairs.to_pylist())
+    head = json.dumps({"shards": [[shard.name, shard.sha256, shard.samples] for shard in shards]})
+    return hashlib.sha256(f'{head[:-1]}, "splits": [{listed}]}}'.encode()).hexdigest()[:32]
 
 
-def _manifest_json(fs: fsspec.AbstractFileSystem, root: str, url: str) -> dict[str, Any]:
-    payload = _fetch(fs, f"{root}/{MANIFEST}", url)
+def check_splits(url: str, samples: SampleTable) -> None:
+    """Refuse a patient whose studies are in more than one split: what is trained on may not be evaluated on.
+
+    Raises:
+        DatasetError: there is one; says how many.
+    """
+    codes, words = samples.codes("split")
+    if len(words) < 2:
+        return
+    patients = np.asarray(samples.column("patient").dictionary_encode().indices, dtype=np.int64)
+    one = np.zeros(patients.max(initial=-1) + 1, dtype=np.int64)
+    one[patients] = codes
+    if shared := len(np.unique(patients[codes != one[patients]])):
+        raise DatasetError(
+            f"{url}: {shared} patients have studies in more than one split, so nothing can be evaluated honestly; "
+            "split by patient and make the index again"
+        )
+
+
+def _repeats(samples: SampleTable) -> bool:
+    """Whether a study appears twice."""
+    keys = samples.column("key").take(pa.array(samples.by_key))
+    return len(samples) > 1 and bool(pc.any(pc.equal(keys[:-1], keys[1:])).as_py())
+
+
+def _manifest_json(store: Store) -> dict[str, Any]:
+    payload = _whole(store, MANIFEST)
     try:
         raw = json.loads(payload)
     except (ValueError, RecursionError):
-        raise DatasetError(f"{url}/{MANIFEST} is not JSON; make the index again") from None
+        raise DatasetError(f"{store.url}/{MANIFEST} is not JSON; make the index again") from None
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         version = raw.get("format") if isinstance(raw, dict) else None
-        raise DatasetError(f"{url}/{MANIFEST} has format {version!r}; this code reads format {FORMAT}")
+        raise DatasetError(f"{store.url}/{MANIFEST} has format {version!r}; this code reads format {FORMAT}")
     return raw
 
 
-def _fetch(fs: fsspec.AbstractFileSystem, path: str, url: str) -> bytes:
+def _whole(store: Store, name: str) -> bytes:
     try:
-        return bytes(fs.cat_file(path))
-    except (FileNotFoundError, NotADirectoryError):
-        name = path.rsplit("/", 1)[-1]
-        raise DatasetError(f"{url} holds no {name}: not a dataset, or fm prepare has not finished there") from None
-    except PermissionError as err:
-        raise DatasetError(f"{url}: access denied ({err})") from None
+        return store.whole(name)
+    except DatasetError as err:
+        if isinstance(err.__cause__, FileNotFoundError | NotADirectoryError):
+            raise DatasetError(
+                f"{store.url} holds no {name}: not a dataset, or fm prepare has not finished there"
+            ) from None
+        raise
 
 
-def _check_counts(
-    fs: fsspec.AbstractFileSystem, root: str, url: str, shards: Sequence[Shard], samples: Sequence[Sample]
-) -> None:
-    counts: dict[str, int] = {}
-    for sample in samples:
-        counts[sample.shard] = counts.get(sample.shard, 0) + 1
-        if not STUDY_KEY.fullmatch(sample.key):
-            raise DatasetError(f"{url}/{SAMPLES}: study key {sample.key[:80]!r} is not one")
-    if counts != {shard.name: shard.samples for shard in shards} or len({s.key for s in samples}) != len(samples):
+def _check_counts(url: str, shards: Sequence[Shard], samples: SampleTable) -> None:
+    odd = pc.invert(pc.match_substring_regex(samples.column("key"), f"^{STUDY_KEY.pattern}$"))
+    if pc.any(odd).as_py():
+        word = str(samples.column("key").filter(odd)[0].as_py())
+        raise DatasetError(f"{url}/{SAMPLES}: study key {word[:80]!r} is not one")
+    codes, words = samples.codes("shard")
+    counts = dict(zip(words, np.bincount(codes, minlength=len(words)).tolist(), strict=True))
+    if counts != {shard.name: shard.samples for shard in shards} or _repeats(samples):
         raise DatasetError(f"{url}: {MANIFEST} and {SAMPLES} count different studies; make the index again")
     for shard in shards:
         if not _SHARD.fullmatch(shard.name):
             raise DatasetError(f"{url}/{MANIFEST}: shard name {shard.name[:80]!r} is refused")
-        try:
-            size = int(fs.size(f"{root}/{shard.name}"))
-        except FileNotFoundError:
-            raise DatasetError(f"{url}/{shard.name}: missing; copy the dataset again or prepare it again") from None
-        if size != shard.bytes:
-            raise DatasetError(f"{url}/{shard.name}: {size} bytes where the manifest says {shard.bytes}; run fm verify")
-    ends = {shard.name: shard.bytes for shard in shards}
-    for sample in samples:
-        if any(not 0 <= m.offset <= m.offset + m.length <= ends[sample.shard] for m in sample.members.values()):
-            raise DatasetError(f"{url}/{SAMPLES}: study {sample.key} lies outside its shard; make the index again")
 
 
-_SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("patient", pa.string()),
-        ("split", pa.string()),
-        ("region", pa.string()),
-        ("shard", pa.string()),
-        (
-            "members",
-            pa.list_(
-                pa.struct(
-                    [("name", pa.string()), ("offset", pa.int64()), ("length", pa.int64()), ("crc32", pa.int64())]
-                )
-            ),
-        ),
-        ("labels", pa.string()),
-    ]
-)
-
-
-def _to_parquet(samples: Sequence[Sample]) -> bytes:
-    rows = [
-        {
-            "key": s.key,
-            "patient": s.patient,
-            "split": s.split,
-            "region": s.region,
-            "shard": s.shard,
-            "members": [{"name": name, **asdict(member)} for name, member in sorted(s.members.items())],
-            "labels": json.dumps(s.labels, sort_keys=True),
-        }
-        for s in samples
-    ]
-    sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), sink, compression="zstd")
-    return sink.getvalue()
-
-
-def _from_parquet(payload: bytes, url: str) -> list[Sample]:
-    try:
-        rows = pq.read_table(io.BytesIO(payload), schema=_SCHEMA).to_pylist()
-        return [
-            Sample(
-                **{
-                    **row,
-                    "members": {m["name"]: Member(m["offset"], m["length"], m["crc32"]) for m in row["members"]},
-                    "labels": json.loads(row["labels"]),
-                }
+def _check_files(store: Store, shards: Sequence[Shard], samples: SampleTable) -> None:
+    """Every shard is there and as long as the manifest says, and every member lies within its shard."""
+    sizes = store.sizes()
+    for shard in shards:
+        where = f"{store.url}/{shard.name}"
+        if shard.name not in sizes:
+            raise DatasetError(f"{where}: missing; copy the dataset again or prepare it again")
+        if sizes[shard.name] != shard.bytes:
+            raise DatasetError(
+                f"{where}: {sizes[shard.name]} bytes where the manifest says {shard.bytes}; run fm verify"
             )
-            for row in rows
-        ]
-    except (pa.ArrowException, ValueError, TypeError, KeyError) as err:
-        raise DatasetError(f"{url}/{SAMPLES} is damaged ({type(err).__name__}); make the index again") from None
+    codes, words = samples.codes("shard")
+    ends = {shard.name: shard.bytes for shard in shards}
+    end = np.repeat(np.array([ends[word] for word in words], dtype=np.int64)[codes], samples.members_per_row)
+    offset, length = (np.asarray(samples.members.field(name), dtype=np.int64) for name in ("offset", "length"))
+    bad = (offset < 0) | (length < 0) | (offset > end) | (length > end - offset)
+    if bad.any():
+        row = int(np.searchsorted(np.cumsum(samples.members_per_row), int(bad.argmax()), side="right"))
+        raise DatasetError(
+            f"{store.url}/{SAMPLES}: study {samples[row].key} lies outside its shard; make the index again"
+        )

@@ -1,6 +1,6 @@
 """The loader: planned batches by ranged reads, as a webdataset pipeline.
 
-The first stage yields the plan of this rank's micro-batches, worker *w* of *n* every *n*th; reading, views and
+The first stage yields the plan of this rank's micro-batches, worker *w* of *n* every *n*th; fetching, views and
 collation follow as ordinary webdataset stages. A sample that cannot be read leaves a hole (no tokens, weight zero) and
 shifts nothing.
 """
@@ -10,28 +10,32 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 import webdataset as wds
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, get_worker_info
 from transformers import PreTrainedTokenizerFast
 
 from fm.batch import StudyBatch
-from fm.config.data import DataConfig
+from fm.config.data import DataConfig, Order
 from fm.config.errors import UserError
 from fm.data.collate import pack
-from fm.data.index import Manifest
+from fm.data.index import DatasetError, Manifest, parse_study
 from fm.data.phrases import PhraseTable
-from fm.data.plan import BatchPlan, Pick, Shares, keyed_rng, shares, stable_hash
+from fm.data.plan import BatchPlan, Pick, Shares, keyed_rng, plan_of, shares, stable_hash
 from fm.data.sample import SampleError, SeriesMeta, StudyMeta
 from fm.data.text import augment_text, text_batch
-from fm.data.views import Lattice, SeriesView, crop, draw_view, lattice_of, retouch
-from fm.data.volume import SeriesImage, from_sample
+from fm.data.views import Lattice, SeriesView, crop, draw_view, draw_views, image_of, lattice_of, retouch
 
 log = logging.getLogger(__name__)
+
+Read = Callable[[str, str], bytes]
+"""Bytes of (study, member); raises DatasetError."""
 
 
 class ReadError(UserError):
@@ -113,22 +117,65 @@ def build_loader(
         ReadError: while iterating, where more than ``data.max_bad_fraction`` of the samples could not be read.
     """
     source = PlannedSource(
-        plan=BatchPlan(manifest.keys, seed, data.global_batch_size),
+        plan=plan_of(manifest, data, seed),
         shares=shares(data.global_batch_size, data.micro_batch_size, world_size),
         rank=rank,
         start_step=start_step,
         max_steps=max_steps,
     )
     reader = StudyReader(manifest, data, lattice_of(data, patch_voxels), tokenizer, seed, phrases)
-    pipeline = wds.DataPipeline(source, wds.map(reader.read), wds.map(reader.collate))
-    return DataLoader(
-        pipeline,
-        batch_size=None,
-        num_workers=data.workers,
-        prefetch_factor=data.prefetch if data.workers else None,
-        persistent_workers=False,
-        worker_init_fn=_one_thread,
+    # A loader process shuffles and reads its share of the buffer: so many of its micro-batches at once.
+    group = max(1, data.stream_buffer // (world_size * max(1, data.workers) * data.micro_batch_size))
+    reader.together = group if data.order is Order.stream else 1
+    pipeline = wds.DataPipeline(source, reader.fetch, wds.map(reader.batch))
+    return StudyLoader(
+        DataLoader(
+            pipeline,
+            batch_size=None,
+            num_workers=data.workers,
+            prefetch_factor=data.prefetch if data.workers else None,
+            persistent_workers=False,
+            worker_init_fn=_one_thread,
+        )
     )
+
+
+class StudyLoader:
+    """The loader; it raises here, in one line, what a loader process would say with its traceback."""
+
+    def __init__(self, loader: Iterable[StudyBatch | ReadError]) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[StudyBatch]:
+        """Micro-batches in order."""
+        for item in self.loader:
+            if isinstance(item, ReadError):
+                raise item
+            yield item
+
+
+class Fetched:
+    """Members that came ahead of their turn, or why they did not; what was not asked for ahead is read now."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self._found: dict[tuple[str, str], bytes | DatasetError] = {}
+
+    def fetch(self, members: Sequence[tuple[str, str]]) -> None:
+        """Read those of the (study, member) pairs that the index knows, together."""
+        wanted = [(key, m) for key, m in dict.fromkeys(members) if m in self.manifest.sample(key).members]
+        requests = [(member, self.manifest.request(*member)) for member in wanted]
+        # As they lie on the disk, so that a slow one need not seek.
+        requests.sort(key=lambda pair: (pair[1].shard, pair[1].where.offset))
+        found = self.manifest.store.read_many([request for _, request in requests])
+        self._found |= zip((member for member, _ in requests), found, strict=True)
+
+    def __call__(self, key: str, member: str) -> bytes:
+        """The bytes, or the error in their place."""
+        found = self._found.get((key, member))
+        if isinstance(found, DatasetError):
+            raise found
+        return self.manifest.read(key, member) if found is None else found
 
 
 class StudyReader:
@@ -150,10 +197,61 @@ class StudyReader:
         self.seed = seed
         self.phrases = phrases
         self.crops = CropMemory(data.crop_memory_mb * 2**20 if data.crops_per_series else 0)
+        self.together = 1
+        """Micro-batches that are fetched at once."""
         self.seen = 0
         self.bad: list[str] = []
 
-    def read(self, micro: MicroPlan) -> tuple[int, list[StudyViews]]:
+    def fetch(self, micros: Iterable[MicroPlan]) -> Iterator[tuple[MicroPlan, Read]]:
+        """Each micro-batch with the means to read it.
+
+        From object storage, and in stream order, its bytes have come already: a thread is one group of micro-batches
+        ahead of the decoding.
+        """
+        if self.manifest.store.local and self.data.order is Order.shuffled:
+            for micro in micros:
+                yield micro, self.manifest.read
+            return
+        under_way: tuple[list[MicroPlan], Future[Fetched]] | None = None
+        rest = iter(micros)
+        with ThreadPoolExecutor(1, thread_name_prefix="ahead") as ahead:
+            while (group := list(itertools.islice(rest, self.together))) or under_way is not None:
+                now, under_way = under_way, (group, ahead.submit(self._fetched, group)) if group else None
+                if now is not None:
+                    read = now[1].result()
+                    yield from ((micro, read) for micro in now[0])
+
+    def _fetched(self, group: Sequence[MicroPlan]) -> Fetched:
+        picks = [(self.manifest.key(pick.row), pick.visit) for micro in group for pick in micro.picks]
+        fetched = Fetched(self.manifest)
+        if self.data.order is Order.stream:
+            keys = [key for key, _ in picks]
+            whole = [(k, m) for k in keys for m in self.manifest.sample(k).members]
+            fetched.fetch([(k, m) for k, m in whole if not m.endswith(".seg.b2")])
+            return fetched
+        fetched.fetch([(key, "json") for key, _ in picks])
+        voxels = []
+        for key, visit in picks:
+            try:
+                meta = parse_study(key, fetched(key, "json"))
+            except (DatasetError, SampleError):
+                continue  # it is met again, and counted, when its turn comes
+            for row in self._chosen(meta, visit, keyed_rng(self.seed, visit, key)):
+                places = [self._place(key, meta.series[row], name, visit) for name in view_names(self.data)]
+                if not all(place in self.crops for place in places):
+                    voxels.append((key, f"{meta.series[row].name}.b2"))
+        fetched.fetch(voxels)
+        return fetched
+
+    def batch(self, item: tuple[MicroPlan, Read]) -> StudyBatch | ReadError:
+        """A micro-batch, decoded, drawn and packed; the error that ends the run where too many samples are bad."""
+        micro, read = item
+        try:
+            return self.collate(micro.step, self.studies(micro, read))
+        except ReadError as err:
+            return err
+
+    def studies(self, micro: MicroPlan, read: Read) -> list[StudyViews]:
         """Every study of a micro-batch; a study that cannot be read becomes a hole.
 
         Raises:
@@ -161,58 +259,69 @@ class StudyReader:
         """
         studies = []
         for pick in micro.picks:
-            key = self.manifest.samples[pick.row].key
+            key = self.manifest.key(pick.row)
             self.seen += 1
             try:
-                studies.append(self.study(key, pick.epoch))
+                studies.append(self.study(key, pick.visit, read))
             except (ValueError, OSError) as err:
                 # Every reading error of index, contract and codec is a ValueError whose message names shard and study.
                 log.warning("study %s left out: %s", key, err)
                 self.bad.append(key)
                 studies.append(StudyViews(key=key))
                 self._check()
-        return micro.step, studies
+        return studies
 
-    def study(self, key: str, epoch: int) -> StudyViews:
-        """Decode and draw one study; random numbers are keyed by (seed, epoch, study)."""
-        data, rng = self.data, keyed_rng(self.seed, epoch, key)
-        meta = self.manifest.study(key)
-        chosen = np.sort(rng.permutation(len(meta.series))[: data.max_series])
+    def study(self, key: str, visit: int, read: Read) -> StudyViews:
+        """Decode and draw one study; random numbers are keyed by (seed, visit, study)."""
+        data, rng = self.data, keyed_rng(self.seed, visit, key)
+        meta = parse_study(key, read(key, "json"))
+        chosen = self._chosen(meta, visit, rng)
         if chosen.size == 0:
             raise SampleError(f"study {key}: has no series")
         views: dict[str, list[SeriesView]] = {name: [] for name in view_names(data)}
         for row in chosen:
-            cropped = self._crops(key, meta.series[row], epoch)
+            cropped = self._crops(key, meta.series[row], visit, read)
             for name, drawn in views.items():
                 drawn.append(retouch(cropped[name], draw_view(data, rng, local=name.startswith("local")), rng))
         original = _diagnostic(meta)
         text = augment_text(original, data, rng) if original else ""
         return StudyViews(key=key, patient=meta.patient, views=views, text=text, original=original)
 
-    def _crops(self, key: str, series: SeriesMeta, epoch: int) -> dict[str, SeriesView]:
-        """One crop for each view, from memory or freshly drawn; the same either way."""
-        kept = self.data.crops_per_series
-        slot = epoch % kept if kept else epoch
-        image: SeriesImage | None = None
-        crops = {}
-        for name in view_names(self.data):
-            place = (key, series.name, name, slot)
-            cropped = self.crops.get(place)
-            if cropped is None:
-                if image is None:
-                    image = from_sample(series, self.manifest.read(key, f"{series.name}.b2"), series.foreground)
-                rng = keyed_rng(self.seed, "crop", slot, key, series.name, name)
-                cropped = crop(image, self.lattice, draw_view(self.data, rng, local=name.startswith("local")))
-                if kept:
-                    # Half the memory; rounded whether it is kept or not, so that what fits in memory changes nothing.
-                    cropped = replace(cropped, patches=cropped.patches.astype(np.float16))
-                    self.crops.put(place, cropped)
-            crops[name] = cropped
-        return crops
+    def _chosen(self, meta: StudyMeta, visit: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Rows of the series that are drawn, at most ``max_series``; the first numbers of the study's generator."""
+        order = rng.permutation(len(meta.series))
+        if weights := self.data.contrast_weights:
+            # The largest of u^(1/w) are a weighted draw without replacement (Efraimidis and Spirakis 2006).
+            drawn = keyed_rng(self.seed, "series", visit, meta.key).random(len(meta.series))
+            odds = np.array([weights.get(series.contrast, 1.0) for series in meta.series])
+            order = np.argsort(-(drawn ** (1 / odds)), kind="stable")
+        return np.sort(order[: self.data.max_series])
 
-    def collate(self, item: tuple[int, list[StudyViews]]) -> StudyBatch:
+    def _place(self, key: str, series: SeriesMeta, name: str, visit: int) -> tuple[str, str, str, int]:
+        kept = self.data.crops_per_series
+        return key, series.name, name, visit % kept if kept else visit
+
+    def _crops(self, key: str, series: SeriesMeta, visit: int, read: Read) -> dict[str, SeriesView]:
+        """One crop for each view, from memory or freshly drawn; the same either way."""
+        places = {name: self._place(key, series, name, visit) for name in view_names(self.data)}
+        crops = {name: kept for name, place in places.items() if (kept := self.crops.get(place)) is not None}
+        if len(crops) == len(places):
+            return crops
+        slot = places["global_a"][3]
+        draws = draw_views(self.data, series, view_names(self.data), (self.seed, "crop", slot, key, series.name))
+        missing = {name: draw for name, draw in draws.items() if name not in crops}
+        image = image_of(series, read(key, f"{series.name}.b2"), self.lattice, list(missing.values()))
+        for name, draw in missing.items():
+            cropped = crop(image, self.lattice, draw)
+            if self.data.crops_per_series:
+                # Half the memory; rounded whether it is kept or not, so that what fits in memory changes nothing.
+                cropped = replace(cropped, patches=cropped.patches.astype(np.float16))
+                self.crops.put(places[name], cropped)
+            crops[name] = cropped
+        return {name: crops[name] for name in places}
+
+    def collate(self, step: int, studies: Sequence[StudyViews]) -> StudyBatch:
         """Pack the studies of a micro-batch."""
-        step, studies = item
         patch_size = int(np.prod(self.lattice.patch_voxels))
         packs = {}
         for name in view_names(self.data):
@@ -228,12 +337,14 @@ class StudyReader:
         )
 
     def _check(self) -> None:
+        limit = self.data.max_bad_fraction
         # Below 20 samples one bad one would already be 5 %.
-        if self.seen >= 20 and len(self.bad) > self.data.max_bad_fraction * self.seen:
-            listed = ", ".join(self.bad[-10:])
+        if (self.seen >= 20 or limit == 0) and len(self.bad) > limit * self.seen:
+            listed = list(dict.fromkeys(self.bad))
+            log.error("samples that could not be read: %s", ", ".join(listed))
             raise ReadError(
                 f"{self.manifest.url}: {len(self.bad)} of {self.seen} samples could not be read, more than "
-                f"data.max_bad_fraction={self.data.max_bad_fraction}; the last: {listed}; "
+                f"data.max_bad_fraction={limit}: {', '.join(listed[:20])}{' …' if len(listed) > 20 else ''}; "
                 f"run fm verify url={self.manifest.url}"
             )
 
@@ -251,6 +362,9 @@ class CropMemory:
         if place in self._crops:
             self._crops.move_to_end(place)
         return self._crops.get(place)
+
+    def __contains__(self, place: tuple[str, str, str, int]) -> bool:
+        return place in self._crops
 
     def put(self, place: tuple[str, str, str, int], cropped: SeriesView) -> None:
         """Keep a crop, if it fits at all."""

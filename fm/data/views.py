@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fm.config.data import DataConfig
-from fm.data.sample import Agent, Contrast, Plane
-from fm.data.volume import SeriesImage
-from fm.grid import apply_affine
+from fm.data.plan import keyed_rng
+from fm.data.sample import Agent, Contrast, Plane, SeriesMeta
+from fm.data.scanner import Effects, apply_effects, draw_effects
+from fm.data.volume import SeriesImage, from_sample
+from fm.grid import Box, apply_affine
 
 Float = NDArray[np.float32]
 
@@ -54,6 +57,8 @@ class Draw:
     noise: float = 0.0
     keep: float = 1.0
     """Share of the tissue tokens that are kept."""
+    effects: Effects | None = None
+    """What the scanner did; None for a clean image."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -86,10 +91,22 @@ def whole_view(image: SeriesImage, lattice: Lattice) -> SeriesView:
     return view(image, lattice, Draw(), np.random.default_rng(0))
 
 
-def draw_view(data: DataConfig, rng: np.random.Generator, *, local: bool) -> Draw:
-    """Random choices for a training view, global or local."""
+def draw_view(
+    data: DataConfig, rng: np.random.Generator, *, local: bool, box_mm: NDArray[np.float64] | None = None
+) -> Draw:
+    """Random choices for a training view, global or local.
+
+    Args:
+        data: ranges to draw from.
+        rng: what to draw with.
+        local: whether it is a local view.
+        box_mm: (3,) size of the foreground box along (D, H, W), for crops of a size in mm; by share where None.
+    """
     smallest, keep = (data.local_extent, data.local_keep) if local else (data.global_extent, data.global_keep)
     extent = rng.uniform(smallest, smallest if local else 1.0, 3)
+    edge_mm = data.local_mm if local else data.global_mm
+    if edge_mm > 0 and box_mm is not None:
+        extent = np.minimum(1, edge_mm / box_mm)
     start = rng.uniform(0, 1 - extent)
     stop = start + extent
     shift, offset = rng.uniform(0, 1, 3), rng.uniform(-1, 1, 3) * data.position_jitter_mm
@@ -104,6 +121,74 @@ def draw_view(data: DataConfig, rng: np.random.Generator, *, local: bool) -> Dra
         noise=float(rng.uniform(0, data.noise)),
         keep=keep,
     )
+
+
+def draw_views(
+    data: DataConfig, series: SeriesMeta, names: Sequence[str], key: tuple[str | int, ...]
+) -> dict[str, Draw]:
+    """Random choices for all views of a series, global ones first; each has numbers of its own, by `key` and its name.
+
+    Where the configuration asks for it, every further global crop overlaps the first, and local crops lie inside one
+    of the global ones.
+    """
+    low, high = (np.asarray(edge, dtype=np.float64) for edge in series.foreground)
+    box_mm = (high - low) * series.spacing_mm
+    draws: dict[str, Draw] = {}
+    wide: list[Draw] = []
+    for name in names:
+        local = name.startswith("local")
+        draw = draw_view(data, keyed_rng(*key, name), local=local, box_mm=box_mm)
+        if not local and wide and data.global_overlap > 0:
+            draw = _overlapping(draw, wide[0], data.global_overlap, keyed_rng(*key, name, "place"))
+        elif local and data.local_inside:
+            rng = keyed_rng(*key, name, "place")
+            draw = _inside(draw, wide[int(rng.integers(len(wide)))], rng)
+        if not local:
+            wide.append(draw)
+        draws[name] = replace(draw, effects=draw_effects(data, (*key, name, "effects")))
+    return draws
+
+
+def _overlapping(draw: Draw, other: Draw, share: float, rng: np.random.Generator) -> Draw:
+    """The same crop at a place where it shares at least `share` of the smaller one's length on each axis."""
+    start, stop = [], []
+    for a, b, c, d in zip(draw.start, draw.stop, other.start, other.stop, strict=True):
+        length, least = b - a, share * min(b - a, d - c)
+        low, high = max(0.0, c + least - length), min(1 - length, d - least)
+        start.append(float(rng.uniform(low, max(low, high))))
+        stop.append(start[-1] + length)
+    return replace(draw, start=(start[0], start[1], start[2]), stop=(stop[0], stop[1], stop[2]))
+
+
+def _inside(draw: Draw, other: Draw, rng: np.random.Generator) -> Draw:
+    """The same crop, no longer than `other` on any axis, at a place inside it."""
+    start, stop = [], []
+    for a, b, c, d in zip(draw.start, draw.stop, other.start, other.stop, strict=True):
+        length = min(b - a, d - c)
+        start.append(float(rng.uniform(c, max(c, d - length))))
+        stop.append(min(start[-1] + length, d))
+    return replace(draw, start=(start[0], start[1], start[2]), stop=(stop[0], stop[1], stop[2]))
+
+
+def reach(series: SeriesMeta, lattice: Lattice, draws: Sequence[Draw]) -> Box:
+    """The box of voxels that `draws` read, within the foreground box."""
+    start, stop = series.foreground
+    size = tuple(b - a for a, b in zip(start, stop, strict=True))
+    spans = [_spans(series.spacing_mm, ((0, 0, 0), (size[0], size[1], size[2])), lattice, draw) for draw in draws]
+    low = [min(span[axis].lo for span in spans) for axis in range(3)]
+    high = [max(span[axis].hi for span in spans) for axis in range(3)]
+    return (low[0], low[1], low[2]), (high[0], high[1], high[2])
+
+
+def image_of(series: SeriesMeta, payload: bytes, lattice: Lattice, draws: Sequence[Draw]) -> SeriesImage:
+    """The foreground box of a series as a grid, of which only what `draws` read is decompressed.
+
+    Crops of it are, bit for bit, those of the whole.
+
+    Raises:
+        CodecError, SampleError: as :func:`fm.data.volume.from_sample`.
+    """
+    return from_sample(series, payload, series.foreground, reach(series, lattice, draws))
 
 
 def view(image: SeriesImage, lattice: Lattice, draw: Draw, rng: np.random.Generator) -> SeriesView:
@@ -124,6 +209,9 @@ def crop(image: SeriesImage, lattice: Lattice, draw: Draw) -> SeriesView:
     grid = _sample(image, axes, _levels(image, draw))
     counts, sizes = (axes[0].patches, axes[1].patches, axes[2].patches), lattice.patch_voxels
     tissue = _tissue(grid, counts, sizes)
+    if draw.effects is not None:
+        in_plane = (axes[1].step * image.spacing_mm[1], axes[2].step * image.spacing_mm[2])
+        apply_effects(grid, draw.effects, in_plane)
     chosen = np.flatnonzero(tissue >= lattice.min_tissue)
     if chosen.size == 0:
         chosen = np.array([int(tissue.argmax())])
@@ -167,8 +255,24 @@ def retouch(cropped: SeriesView, draw: Draw, rng: np.random.Generator) -> Series
 
 
 @dataclass(kw_only=True, slots=True)
+class _Span:
+    """Where one axis of the lattice lies on one axis of the grid, in source voxels."""
+
+    patches: int
+    samples: int
+    origin: float
+    step: float
+    """From a sample to the next."""
+    reach: float
+    """Of the filter around a sample."""
+    lo: int
+    hi: int
+    """First voxel that is read, and the one past the last."""
+
+
+@dataclass(kw_only=True, slots=True)
 class _Axis:
-    """How one axis of the lattice reads one axis of the array."""
+    """How one axis of the lattice reads one axis of the grid."""
 
     patches: int
     lo: int
@@ -181,13 +285,12 @@ class _Axis:
     """Source voxels from a sample to the next."""
 
 
-def _axes(image: SeriesImage, lattice: Lattice, draw: Draw) -> list[_Axis]:
-    spacing = image.spacing_mm
+def _spans(spacing: tuple[float, float, float], box: Box, lattice: Lattice, draw: Draw) -> list[_Span]:
     factor = max(1, round(lattice.slice_spacing_mm / spacing[0]))
     steps = (float(factor), *(lattice.spacing_mm * draw.spacing_factor / mm for mm in spacing[1:]))
-    axes = []
+    spans = []
     for i, (step, size) in enumerate(zip(steps, lattice.patch_voxels, strict=True)):
-        low, high = image.foreground[0][i], image.foreground[1][i]
+        low, high = box[0][i], box[1][i]
         start, stop = (low + share[i] * (high - low) for share in (draw.start, draw.stop))
         if i == 0:
             start, stop = math.floor(start), math.ceil(stop)
@@ -200,36 +303,44 @@ def _axes(image: SeriesImage, lattice: Lattice, draw: Draw) -> list[_Axis]:
             count = max(1, math.ceil((stop - origin) / patch - 1e-6))
         if i == 0:
             origin = math.floor(origin)
-        lo, weights = _filter(origin, step, count * size, (low, high), box=i == 0)
-        if i == 0 and factor > 1:
+        samples, reach = count * size, step / 2 if i == 0 else max(1.0, step)
+        first, last = (origin + (j + 0.5) * step - 0.5 for j in (0, samples - 1))
+        lo = int(max(low, min(high - 1, math.ceil(first - reach))))
+        hi = int(max(lo + 1, min(high, math.floor(last + reach) + 1)))
+        spans.append(_Span(patches=count, samples=samples, origin=origin, step=float(step), reach=reach, lo=lo, hi=hi))
+    return spans
+
+
+def _axes(image: SeriesImage, lattice: Lattice, draw: Draw) -> list[_Axis]:
+    axes = []
+    for i, span in enumerate(_spans(image.spacing_mm, image.foreground, lattice, draw)):
+        weights = _filter(span, box=i == 0)
+        if i == 0 and span.step > 1:
             # The mean of the slices that are there: a missing one must not darken its neighbours.
-            weights *= image.stored[lo : lo + weights.shape[1]].any(axis=(1, 2))
+            weights *= image.valid[span.lo : span.hi]
             weights /= np.maximum(weights.sum(axis=1, keepdims=True), 1e-6)
-        centres = np.asarray(origin + (np.arange(count) + 0.5) * patch - 0.5, dtype=np.float64)
-        axes.append(_Axis(patches=count, lo=lo, weights=weights, centres=centres, step=float(step)))
+        patch = span.step * lattice.patch_voxels[i]
+        centres = np.asarray(span.origin + (np.arange(span.patches) + 0.5) * patch - 0.5, dtype=np.float64)
+        axes.append(_Axis(patches=span.patches, lo=span.lo, weights=weights, centres=centres, step=span.step))
     return axes
 
 
-def _filter(origin: float, step: float, samples: int, within: tuple[int, int], *, box: bool) -> tuple[int, Float]:
-    """Rows of weights that sample the voxels `within` (first, past the last) an axis at `origin + (j + ½) · step − ½`.
+def _filter(span: _Span, *, box: bool) -> Float:
+    """Rows of weights that sample the voxels of a span at `origin + (j + ½) · step − ½`.
 
     A triangle as wide as the coarser of the two spacings (linear interpolation upwards, anti-aliased downwards), or a
     box of `step` whole voxels. Weights are relative to the full filter, so samples at the rim fade into air.
     """
-    centre = origin + (np.arange(samples) + 0.5) * step - 0.5
-    reach = step / 2 if box else max(1.0, step)
-    first, past = within
-    lo = int(max(first, min(past - 1, math.ceil(centre[0] - reach))))
-    hi = int(max(lo + 1, min(past, math.floor(centre[-1] + reach) + 1)))
+    centre = span.origin + (np.arange(span.samples) + 0.5) * span.step - 0.5
     # Every row sums to one over the whole filter, cut or not: a triangle sampled at some phase does not by itself.
-    near = np.arange(math.floor(centre[0] - reach), math.ceil(centre[-1] + reach) + 1)
-    distance = np.abs(centre[:, None] - near) / reach
+    near = np.arange(math.floor(centre[0] - span.reach), math.ceil(centre[-1] + span.reach) + 1)
+    distance = np.abs(centre[:, None] - near) / span.reach
     raw = (distance < 1).astype(np.float64) if box else np.maximum(0, 1 - distance)
     raw /= raw.sum(axis=1, keepdims=True)
-    weights = np.zeros((samples, hi - lo), np.float32)
-    seen = (near >= lo) & (near < hi)
-    weights[:, near[seen] - lo] = raw[:, seen]
-    return lo, weights
+    weights = np.zeros((span.samples, span.hi - span.lo), np.float32)
+    seen = (near >= span.lo) & (near < span.hi)
+    weights[:, near[seen] - span.lo] = raw[:, seen]
+    return weights
 
 
 def _levels(image: SeriesImage, draw: Draw) -> Float:
@@ -244,7 +355,8 @@ def _levels(image: SeriesImage, draw: Draw) -> Float:
 
 def _sample(image: SeriesImage, axes: list[_Axis], levels: Float) -> Float:
     """The lattice's voxels, resampled along each axis; 0 in air and padding."""
-    window = tuple(slice(axis.lo, axis.lo + axis.weights.shape[1]) for axis in axes)
+    starts = (axis.lo - start for axis, start in zip(axes, image.start, strict=True))
+    window = tuple(slice(lo, lo + axis.weights.shape[1]) for lo, axis in zip(starts, axes, strict=True))
     values = levels[image.stored[window]]
     d, h, w = (axis.weights for axis in axes)
     narrow = values.reshape(-1, values.shape[2]) @ w.T

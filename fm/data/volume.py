@@ -37,15 +37,15 @@ class SeriesImage:
     """Voxels of a series, or of a crop of it, in the contract's axes (D, H, W)."""
 
     stored: NDArray[np.uint8 | np.uint16]
-    """(D, H, W) quantised voxels as the shards hold them; 0 is air, or a missing slice."""
+    """(D, H, W) quantised voxels as the shards hold them; 0 is air, or a missing slice. May be a part of the grid."""
     scale: float
     offset: float
     """``stored * scale + offset`` gives the scanner's units."""
     affine: NDArray[np.float64]
-    """(4, 4): (d, h, w, 1) of this array to RAS+ mm."""
+    """(4, 4): (d, h, w, 1) of the grid to RAS+ mm."""
     spacing_mm: tuple[float, float, float]
     foreground: Box
-    """Half-open voxel box of the body within this array."""
+    """Half-open voxel box of the body within the grid."""
     centre_mm: NDArray[np.float64]
     """(3,) centre of the whole series' foreground box in RAS+ mm: the origin of token positions, whatever the crop."""
     low: float
@@ -54,6 +54,15 @@ class SeriesImage:
     contrast: Contrast = Contrast.OTHER
     plane: Plane = Plane.AXIAL
     agent: Agent = Agent.UNKNOWN
+    start: tuple[int, int, int] = (0, 0, 0)
+    """Voxel of the grid where `stored` begins."""
+    slice_valid: NDArray[np.bool_] | None = None
+    """(D,) of the grid, False where a slice is missing; None: where nothing is stored."""
+
+    @property
+    def valid(self) -> NDArray[np.bool_]:
+        """(D,) of the grid, False where a slice is missing."""
+        return np.asarray(self.stored.any(axis=(1, 2))) if self.slice_valid is None else self.slice_valid
 
     @property
     def body(self) -> NDArray[np.bool_]:
@@ -66,13 +75,14 @@ class SeriesImage:
         return np.asarray(self.stored * np.float32(self.scale) + np.float32(self.offset), dtype=np.float32)
 
 
-def from_sample(meta: SeriesMeta, payload: bytes, box: Box | None = None) -> SeriesImage:
-    """A series from its shard member; only what `box` needs is decompressed.
+def from_sample(meta: SeriesMeta, payload: bytes, box: Box | None = None, needed: Box | None = None) -> SeriesImage:
+    """A series from its shard member; only what is asked for is decompressed.
 
     Args:
         meta: the series' entry in the study's JSON member.
         payload: the ``.b2`` member.
-        box: half-open voxel box to decode; None decodes everything.
+        box: half-open voxel box that becomes the image's grid; None takes the whole.
+        needed: half-open box within that grid to decode; None decodes all of it.
 
     Raises:
         CodecError: the payload is damaged or no plain volume.
@@ -83,11 +93,13 @@ def from_sample(meta: SeriesMeta, payload: bytes, box: Box | None = None) -> Ser
     found = read_header(payload).shape
     if found != tuple(meta.shape):
         raise SampleError(f"series {meta.name}: {found} voxels where the study says {tuple(meta.shape)}")
-    stored = decode_volume(payload, box_slices(part))
+    inner = full_box(_size(part)) if needed is None else needed
+    start, stop = (tuple(int(p + i) for p, i in zip(part[0], edge, strict=True)) for edge in inner)
+    stored = decode_volume(payload, box_slices(((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))))
     affine = np.asarray(meta.affine, dtype=np.float64)
     valid = np.asarray(meta.slice_valid[part[0][0] : part[1][0]], dtype=bool)
     if not valid.all():
-        stored[~valid] = 0
+        stored[~valid[inner[0][0] : inner[1][0]]] = 0
     return SeriesImage(
         stored=stored,
         scale=meta.intensity_scale,
@@ -101,6 +113,8 @@ def from_sample(meta: SeriesMeta, payload: bytes, box: Box | None = None) -> Ser
         contrast=meta.contrast,
         plane=meta.plane,
         agent=meta.agent,
+        start=inner[0],
+        slice_valid=valid,
     )
 
 
@@ -167,6 +181,11 @@ def _load(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
 
 def _box_centre(affine: NDArray[np.float64], box: Box) -> NDArray[np.float64]:
     return apply_affine(affine, (np.asarray(box[0]) + np.asarray(box[1]) - 1) / 2)
+
+
+def _size(box: Box) -> tuple[int, int, int]:
+    d, h, w = (b - a for a, b in zip(*box, strict=True))
+    return d, h, w
 
 
 def _within(box: Box, part: Box) -> Box:

@@ -21,6 +21,7 @@ from fm.data.index import Manifest
 from fm.data.phrases import PhraseTable, common_phrases
 from fm.data.plan import shares
 from fm.data.reader import build_loader
+from fm.data.store import access_of
 from fm.data.tokenizer import load_tokenizer, train_tokenizer, training_reports
 from fm.engine.callbacks import Guard, Keeper
 from fm.engine.checkpoint import CHECKPOINTS, CheckpointStore
@@ -79,7 +80,7 @@ def pretrain(job: PretrainJob, run_dir: Path, attempt: str = "1") -> Outcome:
 
 def _train(job: PretrainJob, run_dir: Path, attempt: str, stop: StopFlag) -> tuple[Outcome, int]:
     """How the attempt ended, and the step that is on disk."""
-    whole = Manifest.open(job.data.url)
+    whole = Manifest.open(job.data.url, access_of(job.data))
     manifest = whole.select(split=job.data.split)
     accumulation = shares(job.data.global_batch_size, job.data.micro_batch_size, world_size()).accumulation
     tokenizer = _tokenizer(job, manifest, run_dir)

@@ -8,7 +8,8 @@ from pathlib import Path
 from fm.config.root import PretrainJob
 from fm.config.trainer import Device
 from fm.data.index import Manifest
-from fm.data.plan import BatchPlan, shares
+from fm.data.plan import plan_of, shares
+from fm.data.store import access_of
 from fm.engine.failures import less_memory
 from launch.entry import run_workers, topology
 from launch.runs import attempts
@@ -39,4 +40,5 @@ def run(job: PretrainJob) -> int:
 def _check_batches(job: PretrainJob, processes: int) -> None:
     """Refuse, before any process starts, batch sizes that processes and studies do not allow."""
     shares(job.data.global_batch_size, job.data.micro_batch_size, processes)
-    BatchPlan(Manifest.open(job.data.url).select(split=job.data.split).keys, job.seed, job.data.global_batch_size)
+    manifest = Manifest.open(job.data.url, access_of(job.data)).select(split=job.data.split)
+    plan_of(manifest, job.data, job.seed)

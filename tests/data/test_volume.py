@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from fm.config.data import DataConfig
 from fm.data.codec import encode_volume
 from fm.data.sample import Contrast, Plane, Role, SampleError, SeriesMeta
-from fm.data.views import Lattice, whole_view
+from fm.data.views import Lattice, crop, draw_view, image_of, whole_view
 from fm.data.volume import VolumeError, from_sample, read_nifti
 
 LATTICE = Lattice(patch_voxels=(2, 8, 8), spacing_mm=2.0, slice_spacing_mm=4.0, min_tissue=0.05)
@@ -150,6 +152,40 @@ def test_a_partial_decode_gives_the_same_view_bit_for_bit() -> None:
     a, b = whole_view(whole, LATTICE), whole_view(part, LATTICE)
     assert np.array_equal(a.patches, b.patches)
     np.testing.assert_allclose(a.position_mm, b.position_mm, atol=1e-4)
+
+
+@pytest.mark.parametrize("spacing", [(5.0, 1.5, 1.5), (1.0, 1.0, 1.0), (2.4, 0.7, 0.9)])
+def test_crops_from_partial_decode_are_those_of_the_whole_bit_for_bit(spacing: tuple[float, float, float]) -> None:
+    rng = np.random.default_rng(1)
+    shape = (44, 150, 140)
+    air = np.ones(shape, dtype=bool)
+    air[2:-2, 11:-9, 7:-13] = False
+    encoded = encode_volume(rng.integers(100, 3000, shape).astype(np.float32), air)
+    meta, _ = _sample()
+    meta = replace(
+        meta,
+        shape=shape,
+        spacing_mm=spacing,
+        affine=(np.diag([*spacing, 1.0])[[2, 1, 0, 3]]).tolist(),
+        slice_position_mm=[spacing[0] * i for i in range(44)],
+        slice_valid=[i not in (9, 10, 30) for i in range(44)],
+        foreground=((2, 11, 7), (42, 141, 127)),
+        intensity_high=2900.0,
+    )
+    data = DataConfig(local_extent=0.3, global_extent=0.6)
+    box, decoded = from_sample(meta, encoded.payload, meta.foreground), []
+    for number in range(30):
+        draw = draw_view(data, rng, local=number % 3 > 0)
+        part = image_of(meta, encoded.payload, LATTICE, [draw])
+        decoded.append(part.stored.size / box.stored.size)
+        want, got = crop(box, LATTICE, draw), crop(part, LATTICE, draw)
+        assert np.array_equal(want.patches, got.patches) and np.array_equal(want.position_mm, got.position_mm)
+        volume = crop(from_sample(meta, encoded.payload), LATTICE, draw)
+        assert np.array_equal(want.patches, volume.patches)
+        np.testing.assert_allclose(want.position_mm, volume.position_mm, atol=1e-4)
+    assert min(decoded) < 0.1 < max(decoded) < 1.0
+    both = image_of(meta, encoded.payload, LATTICE, [draw, draw_view(data, rng, local=False)])
+    assert np.array_equal(crop(both, LATTICE, draw).patches, got.patches)
 
 
 def test_missing_slices_hold_no_body_and_a_contradiction_is_refused() -> None:
