@@ -48,7 +48,8 @@ def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], packag
         print("| " + " | ".join(row) + " |")
     known = ", ".join(f"{name} {version(name)}" for name in packages)
     print(
-        f"\n{processor()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; Python {platform.python_version()}, {known}"
+        f"\n{processor()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; "
+        f"Python {platform.python_version()}, {known}"
     )
 
 
