@@ -32,7 +32,7 @@ from fm.config.errors import UserError
 from fm.config.prepare import PrepareConfig, UnknownReports
 from fm.data.index import MANIFEST, Manifest, dataset_hash, open_store, publish, write_index
 
-VERSION = "1"
+VERSION = "2"
 """Version of the preparation; recorded in the manifest."""
 SUMMARY = "prepare.json"
 QUARANTINE = "quarantine.jsonl"

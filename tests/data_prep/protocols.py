@@ -344,9 +344,9 @@ def _sequence_tags(ds: Dataset, protocol: Protocol, vendor: str) -> None:
     kind = protocol.kind
     plain = {"se": ["SE"], "tse": ["SE"], "gre": ["GR"], "ssfp": ["GR"], "ir": ["SE", "IR"], "mprage": ["GR", "IR"]}
     variant = {"tse": "SK", "ir": "SK", "gre": "SP", "mprage": "MP", "ssfp": "SS"}.get(kind, "NONE")
-    options = ["FS"] if protocol.fat and kind != "ir" else []
+    options = ["FS"] if protocol.fat and protocol.contrast is not Contrast.STIR else []
     if vendor == SIEMENS:
-        # Siemens names no echo for echo-planar imaging, and spells a fat-suppressed STIR as IR alone
+        # Siemens names no echo for echo-planar imaging
         ds.ScanningSequence = ["EP"] if kind.startswith("ep") else plain[kind]
         ds.SequenceVariant = [variant, "OSP"]
         ds.SequenceName = protocol.pulse[vendor]

@@ -115,6 +115,50 @@ def test_row_8_mixed_orientations_become_two_series(make_series: MakeSeries, pro
     assert result.tally.split_series == 1
 
 
+LOCALIZER = {
+    "axial": ["1", "0", "0", "0", "1", "0"],
+    "sagittal": ["0", "1", "0", "0", "0", "-1"],
+    "coronal": ["1", "0", "0", "0", "0", "-1"],
+}
+
+
+def test_row_09_a_localizer_is_known_by_its_three_planes(make_series: MakeSeries, process: Process) -> None:
+    """No word and no image type names it."""
+    files = [
+        path
+        for plane, direction in LOCALIZER.items()
+        for path in make_series(folder=f"in/{plane}", series="scout", ImageOrientationPatient=direction)
+    ]
+    result = process(make_series() + files)
+    assert [s.name for s in meta(result).series] == ["t2w"]
+    assert (result.tally.used, dict(result.tally.excluded), result.tally.entries) == (6, {"localizer": 18}, [])
+
+
+def test_three_long_stacks_or_two_planes_are_no_localizer(make_series: MakeSeries, process: Process) -> None:
+    two = [
+        p
+        for plane in ("axial", "coronal")
+        for p in make_series(f"in/{plane}", ImageOrientationPatient=LOCALIZER[plane])
+    ]
+    assert not process(two).tally.excluded
+    long = [
+        path
+        for plane, direction in LOCALIZER.items()
+        for path in make_series(f"long/{plane}", volume=head(depth=24), ImageOrientationPatient=direction)
+    ]
+    assert not process(long).tally.excluded
+
+
+def test_the_study_keeps_what_was_recognised_with_its_evidence(make_series: MakeSeries, process: Process) -> None:
+    (series,) = meta(process(make_series(ScanOptions=["FS"]))).series
+    assert (series.fat_suppression, series.acquisition, series.region) == ("yes", "2d", "head")
+    assert set(series.evidence) == {
+        "contrast", "agent", "role", "plane", "fat_suppression", "acquisition", "dixon", "region",
+    }  # fmt: skip
+    assert series.evidence["contrast"].rule == "long te, long tr"
+    assert series.evidence["contrast"].confidence == pytest.approx(0.95)
+
+
 @pytest.mark.parametrize("value", [0, 700])
 def test_row_15_a_constant_volume_is_quarantined(make_series: MakeSeries, process: Process, value: int) -> None:
     result = process(make_series(volume=np.full((5, 32, 32), value, dtype=np.uint16)))
