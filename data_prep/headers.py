@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import struct
 import warnings
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from pydicom.dataset import Dataset
 
 from data_prep.exclusion import ENHANCED_MR, LEGACY_ENHANCED_MR, left_out
 from data_prep.ledger import QuarantineError, Reason, Rule
-from data_prep.pixels import check_pixels
+from data_prep.pixels import check_deflated, check_pixels
 from data_prep.tags import (
     DATE_TAGS,
     NUMBER_TAGS,
@@ -162,9 +163,12 @@ class HeaderReader:
                         raise QuarantineError(Reason.NOT_DICOM)
                     return Rule.NON_DICOM
                 file.seek(0)
+                check_deflated(file)
                 return self._parse(file, path)
         except OSError:
             raise QuarantineError(Reason.UNREADABLE) from None
+        except zlib.error:
+            raise QuarantineError(Reason.BAD_HEADER) from None
 
     def _parse(self, file: BinaryIO, path: str) -> Header | Rule:
         try:
@@ -253,7 +257,7 @@ def _shared(ds: Dataset) -> _Shared:
         study_uid=uids[0],
         series_uid=uids[1],
         enhanced=str(ds.get("SOPClassUID", "")) in (ENHANCED_MR, LEGACY_ENHANCED_MR),
-        tiled=bool({word.upper() for word in scan.image_type} & {"MOSAIC", "VFRAME"}),
+        tiled=_tiled(ds, scan, rows, columns),
         rows=rows,
         columns=columns,
         pixel_bytes=voxels * int(ds.get("BitsAllocated", 16)) // 8,
@@ -262,6 +266,18 @@ def _shared(ds: Dataset) -> _Shared:
         scan=scan,
         identity=_identity(ds),
     )
+
+
+def _tiled(ds: Dataset, scan: Scan, rows: int, columns: int) -> bool:
+    """Whether a picture is a mosaic or grid of slices: it says so, or it is three or more times its own matrix.
+
+    Image type gets lost where software rewrites headers; no scanner interpolates echo-planar images threefold.
+    """
+    if {word.upper() for word in scan.image_type} & {"MOSAIC", "VFRAME"}:
+        return True
+    matrix = max((int(size) for size in words_of(ds.get("AcquisitionMatrix")) if size.isdigit()), default=0)
+    planar = "EP" in {word.upper() for word in scan.scanning_sequence}
+    return planar and matrix > 0 and min(rows, columns) >= 3 * matrix
 
 
 def scan_of(ds: Dataset) -> Scan:

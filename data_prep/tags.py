@@ -11,6 +11,7 @@ SCAN_TAGS = (
     "SequenceVariant",
     "ScanOptions",
     "MRAcquisitionType",
+    "AcquisitionMatrix",
     "SequenceName",
     "PulseSequenceName",
     "ImageType",

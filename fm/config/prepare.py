@@ -58,7 +58,7 @@ class PrepareConfig:
     can link pseudonyms to patients."""
     site: str = ""
     """Namespace of PatientIDs that name no issuer: the same number at two sites is two patients."""
-    volumes: Volumes = Volumes.all
+    volumes: Volumes = Volumes.mean
     """What is kept of a series with several volumes (diffusion, BOLD)."""
     gaps: Gaps = Gaps.keep
     """What happens to a series with slices missing."""
