@@ -113,6 +113,8 @@ class Header:
     enhanced: bool
     tiled: bool
     """Siemens mosaic or UIH grid: a volume in one picture."""
+    nifti: bool = False
+    """No DICOM, but a whole NIfTI file."""
     instance: int
     rows: int
     columns: int

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+from data_prep.bids import is_bids, left_out
 from data_prep.headers import Header, HeaderReader
 from data_prep.keys import Keyring
 from data_prep.ledger import Entry, QuarantineError, Reason, Rule, Tally
+from data_prep.nifti import read_nifti_header
 from data_prep.pool import Workers
 from data_prep.sources import find_files
 from fm.config.errors import UserError
+from fm.config.prepare import Source
 
 _BATCH = 256
 _TELL_NOTHING = {Reason.NOT_DICOM, Reason.UNREADABLE, Reason.BAD_ARCHIVE, Reason.ENCRYPTED}
@@ -43,12 +48,18 @@ class _Outcome:
 
 
 def take_inventory(
-    source: str, scratch: Path, keyring: Keyring, pool: Workers, advance: Callable[[int], None] | None = None
+    source: str,
+    kind: Source,
+    scratch: Path,
+    keyring: Keyring,
+    pool: Workers,
+    advance: Callable[[int], None] | None = None,
 ) -> Inventory:
     """Read the header of every file of an input.
 
     Args:
         source: local folder, zip archive, or DICOMDIR.
+        kind: what it holds.
         scratch: where archives are unpacked.
         keyring: gives quarantined files their ids.
         pool: processes that read headers.
@@ -58,7 +69,9 @@ def take_inventory(
         UserError: the input does not exist, or holds no DICOM at all.
     """
     inventory = Inventory()
-    for found in find_files(source, scratch):
+    if kind is Source.auto:
+        kind = Source.bids if is_bids(source) else Source.dicom
+    for found in find_files(source, scratch if kind is Source.dicom else None):
         inventory.files += 1
         if found.problem is None:
             inventory.names[found.path] = found.name
@@ -68,7 +81,8 @@ def take_inventory(
             _quarantine(inventory, keyring, found.name, source, found.problem)
     paths = list(inventory.names)
     batches = [paths[start : start + _BATCH] for start in range(0, len(paths), _BATCH)]
-    for batch, outcome in zip(batches, pool.ordered(read_batch, batches, _batch_died), strict=True):
+    outcomes = pool.ordered(partial(read_batch, source, kind), batches, _batch_died)
+    for batch, outcome in zip(batches, outcomes, strict=True):
         for header in outcome.headers:
             inventory.studies.setdefault(header.study_uid, []).append(header)
         inventory.tally.excluded.update(rule.value for rule in outcome.excluded)
@@ -77,19 +91,22 @@ def take_inventory(
         if advance is not None:
             advance(len(batch))
     if not inventory.studies and not _saw_dicom(inventory):
-        raise UserError(f"input={source} holds no DICOM: {inventory.files} files looked at, none of them an image")
+        raise UserError(
+            f"input={source} holds no {'DICOM' if kind is Source.dicom else 'NIfTI'}: {inventory.files} files looked "
+            "at, none of them an image; see prepare.source for other kinds of input"
+        )
     for headers in inventory.studies.values():
         headers.sort(key=lambda header: header.path)
     return inventory
 
 
-def read_batch(paths: Iterable[str]) -> _Outcome:
-    """Read the headers of some files; runs in a worker."""
+def read_batch(root: str, kind: Source, paths: Iterable[str]) -> _Outcome:
+    """Read the headers of some files of an input; runs in a worker."""
     outcome = _Outcome(headers=[], excluded=[], failed=[])
     reader = HeaderReader()
     for path in paths:
         try:
-            found = reader.read(path)
+            found = reader.read(path) if kind is Source.dicom else _nifti(path, root, kind)
         except QuarantineError as err:
             outcome.failed.append((path, err.reason))
             continue
@@ -98,6 +115,10 @@ def read_batch(paths: Iterable[str]) -> _Outcome:
         else:
             outcome.headers.append(found)
     return outcome
+
+
+def _nifti(path: str, root: str, kind: Source) -> Header | Rule:
+    return left_out(os.path.relpath(path, root)) or read_nifti_header(path, root, kind)
 
 
 def _batch_died(paths: Iterable[str]) -> _Outcome:

@@ -85,6 +85,10 @@ class Rule(StrEnum):
 
     NOT_A_FILE = "not_a_file"
     NON_DICOM = "non_dicom"
+    SIDECAR = "sidecar"
+    """A file that describes scans of a tree of NIfTI files."""
+    BIDS_OTHER = "bids_other"
+    """Under ``derivatives``, ``sourcedata``, ``code`` or ``stimuli``."""
     DICOMDIR = "dicomdir"
     ARCHIVE = "archive"
     """A zip archive; its members are counted one by one."""

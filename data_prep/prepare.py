@@ -74,7 +74,8 @@ def prepare(
     keyed ids only. The secret key and the table from ids to paths lie outside it, readable by their owner alone.
 
     Args:
-        input: local folder, searched through all subfolders and zip archives; one zip archive; or a DICOMDIR.
+        input: local folder, searched through all subfolders and zip archives; one zip archive; a
+            DICOMDIR; or a tree of NIfTI files (prepare.source).
         reports: CSV or JSONL with study_uid or accession, patient_id, text; None: images only.
         labels: CSV with study_uid or accession, and the columns of `config.labels`; None: none.
         out: folder or URL of the dataset.
@@ -102,7 +103,7 @@ def prepare(
         _progress() as bar,
     ):
         task = bar.add_task("reading headers", total=None)
-        inventory = take_inventory(input, scratch, keyring, pool, lambda files: bar.advance(task, files))
+        inventory = take_inventory(input, config.source, scratch, keyring, pool, lambda files: bar.advance(task, files))
         bar.update(task, total=inventory.files, completed=inventory.files)
         inputs = _Inputs(
             out=out,

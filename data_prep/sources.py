@@ -50,12 +50,12 @@ def private_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def find_files(source: str, scratch: Path) -> Iterator[Found]:
+def find_files(source: str, scratch: Path | None) -> Iterator[Found]:
     """Every file of an input, in name order.
 
     Args:
         source: folder, zip archive, or DICOMDIR.
-        scratch: where members of archives are written.
+        scratch: where members of archives are written; None: archives are files like others.
 
     Raises:
         UserError: the input is none of these, or the disk has no room for its archives.
@@ -63,11 +63,11 @@ def find_files(source: str, scratch: Path) -> Iterator[Found]:
     if os.path.isdir(source):
         for path, problem in walk(source):
             name = os.path.relpath(path, source)
-            if problem is None and path.lower().endswith(".zip"):
+            if problem is None and scratch is not None and path.lower().endswith(".zip"):
                 yield from _unpacked(path, name, scratch)
             else:
                 yield Found(path=path, name=name, problem=problem)
-    elif zipfile.is_zipfile(source):
+    elif scratch is not None and zipfile.is_zipfile(source):
         yield from _unpacked(source, os.path.basename(source), scratch)
     elif os.path.isfile(source) and os.path.basename(source).upper() == "DICOMDIR":
         yield from _listed(source)

@@ -16,6 +16,7 @@ from data_prep.convert import Volume, convert
 from data_prep.headers import Header, Scan
 from data_prep.keys import Keyring
 from data_prep.ledger import NO_SPACE, Entry, QuarantineError, Reason, Rule, Tally
+from data_prep.nifti import load_nifti
 from data_prep.normalise import encode_series
 from data_prep.sequences import is_localizer, recognise
 from data_prep.stacks import Stack, drop_duplicates, shell_of, split_series
@@ -181,7 +182,10 @@ def _stacks(sample: _Sample, uid: str, headers: Sequence[Header]) -> list[Stack]
 def _convert(sample: _Sample, uid: str, number: int, stack: Stack) -> _Converted | None:
     headers, config = stack.headers, sample.job.config
     try:
-        volumes = convert(headers, sample.job.binary, config.convert_timeout_s)
+        if headers[0].nifti:
+            volumes = load_nifti(headers[0])
+        else:
+            volumes = convert(headers, sample.job.binary, config.convert_timeout_s)
         gaps = int(sum((~volume.slice_valid).sum() for volume in volumes))
         if gaps and config.gaps == Gaps.quarantine:
             raise QuarantineError(Reason.MISSING_SLICES)
