@@ -7,9 +7,9 @@ Everything here may identify a patient and stays in memory: what may leave is ch
 from __future__ import annotations
 
 import logging
-import math
 import struct
 import warnings
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +20,9 @@ from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 
+from data_prep.exclusion import ENHANCED_MR, LEGACY_ENHANCED_MR, left_out
 from data_prep.ledger import QuarantineError, Reason, Rule
-from data_prep.pixels import check_pixels
+from data_prep.pixels import check_deflated, check_pixels
 from data_prep.tags import (
     DATE_TAGS,
     NUMBER_TAGS,
@@ -29,21 +30,19 @@ from data_prep.tags import (
     PEOPLE_TAGS,
     PLACE_TAGS,
     PRIVATE_B_VALUES,
+    PRIVATE_TECHNIQUES,
     SCAN_TAGS,
 )
+from data_prep.values import number, numbers, words_of
 
 MAX_SLICE_VOXELS = 2**29
 """Largest image of one file, all frames together."""
-MR_IMAGE = "1.2.840.10008.5.1.4.1.1.4"
-ENHANCED_MR = "1.2.840.10008.5.1.4.1.1.4.1"
-LEGACY_ENHANCED_MR = "1.2.840.10008.5.1.4.1.1.4.4"
-_IMAGE_CLASSES = {MR_IMAGE, ENHANCED_MR, LEGACY_ENHANCED_MR}
 _DICOMDIR = "1.2.840.10008.1.3.10"
 _SUFFIXES = {".dcm", ".ima", ".dic", ".dicom", ".mr"}
 
 _SHARED_NUMBERS = frozenset(
     tag_for_keyword(name) for name in SCAN_TAGS + PEOPLE_TAGS + NUMBER_TAGS + PLACE_TAGS + DATE_TAGS + OTHER_TAGS
-) | set(PRIVATE_B_VALUES)
+) | {*PRIVATE_B_VALUES, *PRIVATE_TECHNIQUES.values()}
 _CACHE_SIZE = 64
 
 
@@ -73,6 +72,16 @@ class Scan:
     slice_step_mm: float | None
     frame_of_reference: str
     series_number: int
+    technique: str = ""
+    """Pulse sequence as the scanner itself names it (GE, Philips), where `sequence_name` is not it."""
+    acquisition_type: str = ""
+    """'2D' or '3D' as tagged."""
+    acquisition_contrast: str = ""
+    """Acquisition Contrast of enhanced files."""
+    angio: bool = False
+    """Angio Flag is set."""
+    echo_number: int | None = None
+    study_description: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,6 +113,8 @@ class Header:
     enhanced: bool
     tiled: bool
     """Siemens mosaic or UIH grid: a volume in one picture."""
+    nifti: bool = False
+    """No DICOM, but a whole NIfTI file."""
     instance: int
     rows: int
     columns: int
@@ -154,9 +165,12 @@ class HeaderReader:
                         raise QuarantineError(Reason.NOT_DICOM)
                     return Rule.NON_DICOM
                 file.seek(0)
+                check_deflated(file)
                 return self._parse(file, path)
         except OSError:
             raise QuarantineError(Reason.UNREADABLE) from None
+        except zlib.error:
+            raise QuarantineError(Reason.BAD_HEADER) from None
 
     def _parse(self, file: BinaryIO, path: str) -> Header | Rule:
         try:
@@ -181,7 +195,7 @@ class HeaderReader:
                 instance=int(number(ds.get("InstanceNumber")) or 0),
                 rows=shared.rows,
                 columns=shared.columns,
-                position=_numbers(ds.get("ImagePositionPatient"), 3),
+                position=numbers(ds.get("ImagePositionPatient"), 3),
                 orientation=shared.orientation,
                 pixel_spacing=shared.pixel_spacing,
                 scan=shared.scan,
@@ -198,7 +212,7 @@ class HeaderReader:
         raw = tuple((tag, _raw(element)) for tag, element in ds.items() if tag in _SHARED_NUMBERS)
         found = self._cache.get(raw)
         if found is None:
-            found = _left_out(ds) or _shared(ds)
+            found = left_out(ds) or _shared(ds)
             if len(self._cache) >= _CACHE_SIZE:
                 self._cache.pop(next(iter(self._cache)))
             self._cache[raw] = found
@@ -226,33 +240,6 @@ def _looks_dicom(start: bytes) -> bool:
     return len(start) >= 132 and group in (2, 8) and element in (0, 1, 5, 8, 0x10, 0x12, 0x16, 0x18)
 
 
-def _left_out(ds: Dataset) -> Rule | None:
-    """The exclusion rules that a header decides."""
-    sop_class = str(ds.get("SOPClassUID", ""))
-    modality = str(ds.get("Modality", ""))
-    kinds = {word.upper() for word in words_of(ds.get("ImageType"))}
-    text = f"{ds.get('SeriesDescription', '')} {ds.get('ProtocolName', '')}".lower()
-    if modality == "SR" or sop_class.startswith("1.2.840.10008.5.1.4.1.1.88."):
-        return Rule.STRUCTURED_REPORT
-    if sop_class.startswith("1.2.840.10008.5.1.4.1.1.7"):
-        return Rule.SECONDARY_CAPTURE
-    if not sop_class and not modality:
-        raise QuarantineError(Reason.BAD_HEADER)
-    if modality not in ("MR", "") or (sop_class not in _IMAGE_CLASSES and sop_class):
-        return Rule.OTHER_MODALITY
-    if ds.get("SamplesPerPixel", 1) != 1:
-        return Rule.COLOUR
-    if str(ds.get("BurnedInAnnotation", "")).upper() == "YES":
-        return Rule.BURNED_IN
-    if kinds & {"LOCALIZER", "SCOUT"} or any(word in text for word in ("localizer", "localiser", "scout", "survey")):
-        return Rule.LOCALIZER
-    if kinds & {"PROJECTION IMAGE", "MIP", "MNIP", "MINIP"}:
-        return Rule.PROJECTION
-    if kinds & {"SCREEN SAVE", "SCREENSAVE", "CSA REPORT", "CSAPARALLEL", "REPORT"}:
-        return Rule.DERIVED_SCREEN
-    return None
-
-
 def _shared(ds: Dataset) -> _Shared:
     uids = [str(ds.get(name, "") or "").strip() for name in ("StudyInstanceUID", "SeriesInstanceUID")]
     if not all(uids):
@@ -267,23 +254,38 @@ def _shared(ds: Dataset) -> _Shared:
         value = number(ds.get(name))
         if ds.get(name) is not None and (value is None or (name == "RescaleSlope" and value == 0) or abs(value) > 1e12):
             raise QuarantineError(Reason.BAD_RESCALE)
-    scan = _scan(ds)
+    scan = scan_of(ds)
     return _Shared(
         study_uid=uids[0],
         series_uid=uids[1],
         enhanced=str(ds.get("SOPClassUID", "")) in (ENHANCED_MR, LEGACY_ENHANCED_MR),
-        tiled=bool({word.upper() for word in scan.image_type} & {"MOSAIC", "VFRAME"}),
+        tiled=_tiled(ds, scan, rows, columns),
         rows=rows,
         columns=columns,
         pixel_bytes=voxels * int(ds.get("BitsAllocated", 16)) // 8,
-        orientation=_numbers(ds.get("ImageOrientationPatient"), 6),
-        pixel_spacing=_numbers(ds.get("PixelSpacing"), 2),
+        orientation=numbers(ds.get("ImageOrientationPatient"), 6),
+        pixel_spacing=numbers(ds.get("PixelSpacing"), 2),
         scan=scan,
         identity=_identity(ds),
     )
 
 
-def _scan(ds: Dataset) -> Scan:
+def _tiled(ds: Dataset, scan: Scan, rows: int, columns: int) -> bool:
+    """Whether a picture is a mosaic or grid of slices: it says so, or it is three or more times its own matrix.
+
+    Image type gets lost where software rewrites headers; no scanner interpolates echo-planar images threefold.
+    """
+    if {word.upper() for word in scan.image_type} & {"MOSAIC", "VFRAME"}:
+        return True
+    matrix = max((int(size) for size in words_of(ds.get("AcquisitionMatrix")) if size.isdigit()), default=0)
+    planar = "EP" in {word.upper() for word in scan.scanning_sequence}
+    return planar and matrix > 0 and min(rows, columns) >= 3 * matrix
+
+
+def scan_of(ds: Dataset) -> Scan:
+    """How an image was acquired, from its header."""
+    inner = _functional_groups(ds)
+    echo = number(ds.get("EchoNumbers"))
     return Scan(
         vendor=str(ds.get("Manufacturer", "") or ""),
         field_strength_t=number(ds.get("MagneticFieldStrength")),
@@ -292,11 +294,11 @@ def _scan(ds: Dataset) -> Scan:
         scan_options=words_of(ds.get("ScanOptions")),
         sequence_name=str(ds.get("SequenceName", "") or ds.get("PulseSequenceName", "") or ""),
         image_type=words_of(ds.get("ImageType")),
-        repetition_time_ms=number(ds.get("RepetitionTime")),
-        echo_time_ms=number(ds.get("EchoTime")),
-        inversion_time_ms=number(ds.get("InversionTime")),
-        flip_angle_deg=number(ds.get("FlipAngle")),
-        echo_train_length=number(ds.get("EchoTrainLength")),
+        repetition_time_ms=number(inner.get("RepetitionTime", ds.get("RepetitionTime"))),
+        echo_time_ms=number(inner.get("EffectiveEchoTime", ds.get("EchoTime"))),
+        inversion_time_ms=number(inner.get("InversionTimes", ds.get("InversionTime"))),
+        flip_angle_deg=number(inner.get("FlipAngle", ds.get("FlipAngle"))),
+        echo_train_length=number(inner.get("EchoTrainLength", ds.get("EchoTrainLength"))),
         b_value=_b_value(ds),
         agent=str(ds.get("ContrastBolusAgent", "") or "").strip(),
         agent_volume_ml=number(ds.get("ContrastBolusVolume")),
@@ -306,7 +308,33 @@ def _scan(ds: Dataset) -> Scan:
         slice_step_mm=number(ds.get("SpacingBetweenSlices")) or number(ds.get("SliceThickness")),
         frame_of_reference=str(ds.get("FrameOfReferenceUID", "") or ""),
         series_number=int(number(ds.get("SeriesNumber")) or 0),
+        technique=_technique(ds),
+        acquisition_type=str(ds.get("MRAcquisitionType", "") or ""),
+        acquisition_contrast=str(ds.get("AcquisitionContrast", "") or ""),
+        angio=str(ds.get("AngioFlag", "") or "").strip().upper() == "Y",
+        echo_number=None if echo is None else int(echo),
+        study_description=str(ds.get("StudyDescription", "") or ""),
     )
+
+
+def _functional_groups(ds: Dataset) -> dict[str, Any]:
+    """Times and angles of an enhanced file, which keeps them in its functional groups (PS3.3 C.8.13.5)."""
+    found: dict[str, Any] = {}
+    for name in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+        for group in list(ds.get(name) or ())[:1]:
+            for macro in ("MRTimingAndRelatedParametersSequence", "MREchoSequence", "MRModifierSequence"):
+                for item in list(group.get(macro) or ())[:1]:
+                    found = {element.keyword: element.value for element in item} | found
+    return found
+
+
+def _technique(ds: Dataset) -> str:
+    """Name of the pulse sequence in the vendor's own element; the element means this under that vendor only."""
+    for vendor, tag in PRIVATE_TECHNIQUES.items():
+        if tag in ds and vendor in str(ds.get("Manufacturer", "") or "").lower():
+            value = ds[tag].value
+            return value.decode("ascii", "replace").strip() if isinstance(value, bytes) else str(value or "").strip()
+    return ""
 
 
 def _b_value(ds: Dataset) -> float | None:
@@ -338,34 +366,3 @@ def _identity(ds: Dataset) -> Identity:
         age=str(ds.get("PatientAge", "") or ""),
         sex=str(ds.get("PatientSex", "") or ""),
     )
-
-
-def words_of(value: Any) -> tuple[str, ...]:
-    """A DICOM value of any multiplicity as strings."""
-    if value is None or value == "":
-        return ()
-    if isinstance(value, str) or not isinstance(value, Iterable) or hasattr(value, "family_name"):
-        return (str(value).strip(),)
-    return tuple(str(part).strip() for part in value)
-
-
-def number(value: Any) -> float | None:
-    """A DICOM number, the first of several; None where it is absent, unparsable or not finite."""
-    if value is None or value == "":
-        return None
-    if isinstance(value, Iterable) and not isinstance(value, str):
-        value = next(iter(value), None)
-    try:
-        found = float(value)
-    except (TypeError, ValueError):
-        return None
-    return found if math.isfinite(found) else None
-
-
-def _numbers(value: Any, count: int) -> tuple[float, ...] | None:
-    if value is None or isinstance(value, str) or not isinstance(value, Iterable):
-        return None
-    found = [number(part) for part in value]
-    if len(found) != count or any(part is None for part in found):
-        return None
-    return tuple(part for part in found if part is not None)

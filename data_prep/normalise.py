@@ -58,8 +58,8 @@ def encode_series(
         raise QuarantineError(Reason.TOO_LARGE) from None
     meta = SeriesMeta(
         name=name,
-        contrast=recognition.contrast,
-        role=recognition.role,
+        contrast=recognition.contrast.value,
+        role=recognition.role.value,
         plane=Plane(axes.plane),
         shape=axes.shape,
         spacing_mm=axes.spacing_mm,
@@ -72,7 +72,7 @@ def encode_series(
         intensity_offset=encoded.offset,
         intensity_low=low,
         intensity_high=high,
-        agent=recognition.agent,
+        agent=recognition.agent.value,
         repetition_time_ms=deid.bounded(scan.repetition_time_ms, 0.1, 60_000),
         echo_time_ms=deid.bounded(scan.echo_time_ms, 0.0, 2_000),
         inversion_time_ms=deid.bounded(scan.inversion_time_ms, 1.0, 20_000),
@@ -80,5 +80,10 @@ def encode_series(
         b_value=deid.bounded(volume.b_value, 0.0, 50_000),
         field_strength_t=deid.bounded(scan.field_strength_t, 0.001, 30),
         vendor=deid.vendor(scan),
+        region=recognition.region.value,
+        fat_suppression=recognition.fat_suppression.value,
+        acquisition=recognition.acquisition.value,
+        dixon=recognition.dixon.value,
+        evidence=recognition.evidence(),
     )
     return SeriesMember(meta=meta, payload=encoded.payload)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from pathlib import Path
 from typing import BinaryIO
 
@@ -10,6 +11,35 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
 from data_prep.ledger import QuarantineError, Reason
+
+MAX_INFLATED = 2**28
+"""Bytes that a deflated file may grow to."""
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
+_ITEM = b"\xfe\xff\x00\xe0"
+_JPEG_2000 = {"1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91"}
+_JPEG_LS = {"1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"}
+_JPEG = {f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 57, 70)}
+_RLE = "1.2.840.10008.1.2.5"
+
+
+def check_deflated(file: BinaryIO) -> None:
+    """Refuse a deflated file that grows beyond :data:`MAX_INFLATED`; others pass. Memory stays at a megabyte.
+
+    Args:
+        file: a Part 10 file at its start; it is left there.
+
+    Raises:
+        QuarantineError: it grows too large.
+    """
+    start = file.read(1024)
+    if _DEFLATED in start and start[132:136] == b"\x02\x00\x00\x00":
+        file.seek(144 + int(struct.unpack_from("<I", start, 140)[0]))
+        stream, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
+        while not stream.eof and (chunk := stream.unconsumed_tail or file.read(2**16)):
+            total += len(stream.decompress(chunk, 2**20))
+            if total > MAX_INFLATED:
+                raise QuarantineError(Reason.TOO_LARGE)
+    file.seek(0)
 
 
 def check_pixels(file: BinaryIO, ds: Dataset, path: str, wanted: int) -> None:
@@ -46,10 +76,29 @@ def check_pixels(file: BinaryIO, ds: Dataset, path: str, wanted: int) -> None:
     left = Path(path).stat().st_size - start
     if syntax.is_compressed:
         file.seek(start)
-        if length != 0xFFFFFFFF or file.read(4) != b"\xfe\xff\x00\xe0":
+        if length != 0xFFFFFFFF or not _encoded_as(file, str(syntax)):
             raise QuarantineError(Reason.TRANSFER_SYNTAX)
         return
-    if length == 0xFFFFFFFF:
+    # lengths are even; "OW" and "OB" read as a length are odd: the file is explicit after all
+    if length == 0xFFFFFFFF or length % 2:
         raise QuarantineError(Reason.TRANSFER_SYNTAX)
     if min(left, length) < wanted:
         raise QuarantineError(Reason.TRUNCATED)
+
+
+def _encoded_as(file: BinaryIO, syntax: str) -> bool:
+    """Whether the first fragment begins as its transfer syntax says (PS3.5 A.4); the file stands at the first item."""
+    head = file.read(8)
+    if len(head) < 8 or head[:4] != _ITEM:
+        return False
+    file.seek(struct.unpack_from("<I", head, 4)[0], 1)  # the basic offset table
+    fragment = file.read(8 + 4)
+    if len(fragment) < 12 or fragment[:4] != _ITEM:
+        return False
+    begins = fragment[8:]
+    if syntax == _RLE:
+        return 1 <= int(struct.unpack_from("<I", begins)[0]) <= 15
+    if syntax in _JPEG_2000:
+        return begins.startswith(b"\xff\x4f\xff\x51")
+    # JPEG and JPEG-LS begin alike; the marker that follows at once, or after comments, tells JPEG-LS
+    return begins.startswith(b"\xff\xd8\xff") and (syntax in _JPEG_LS or (syntax in _JPEG and begins[3] != 0xF7))

@@ -25,6 +25,7 @@ from data_prep.keys import Keyring, default_key_file, open_keyring, write_link_t
 from data_prep.ledger import NO_SPACE, Entry, Reason, Tally
 from data_prep.pool import Workers
 from data_prep.shards import ShardBuilder, ShardStore
+from data_prep.sources import private_folder
 from data_prep.study import StudyJob, guarded_study, lost_study
 from data_prep.summary import PrepareSummary, count_reasons
 from data_prep.tables import Linked, file_hash, label_values, link, read_table
@@ -32,7 +33,7 @@ from fm.config.errors import UserError
 from fm.config.prepare import PrepareConfig, UnknownReports
 from fm.data.index import MANIFEST, Manifest, dataset_hash, open_store, publish, write_index
 
-VERSION = "1"
+VERSION = "2"
 """Version of the preparation; recorded in the manifest."""
 SUMMARY = "prepare.json"
 QUARANTINE = "quarantine.jsonl"
@@ -73,7 +74,8 @@ def prepare(
     keyed ids only. The secret key and the table from ids to paths lie outside it, readable by their owner alone.
 
     Args:
-        input: local folder, searched through all subfolders.
+        input: local folder, searched through all subfolders and zip archives; one zip archive; a
+            DICOMDIR; or a tree of NIfTI files (prepare.source).
         reports: CSV or JSONL with study_uid or accession, patient_id, text; None: images only.
         labels: CSV with study_uid or accession, and the columns of `config.labels`; None: none.
         out: folder or URL of the dataset.
@@ -86,17 +88,22 @@ def prepare(
     """
     silence_pydicom()
     binary = converter()
-    if not os.path.isdir(input):
-        raise UserError(f"input={input} is not a folder; give the folder that holds the DICOM files")
+    if not os.path.exists(input):
+        raise UserError(f"input={input} is not a folder, a zip archive or a DICOMDIR: it does not exist")
     for name, path in (("reports", reports), ("labels", labels)):
         if path is not None and not os.path.isfile(path):
             raise UserError(f"{name}={path} does not exist; give a CSV or JSONL file")
     open_store(out)
     key_file = Path(config.key_file) if config.key_file else default_key_file(out)
     keyring = open_keyring(key_file, out)
-    with Workers(workers, config.memory_limit_gib) as pool, _progress() as bar:
+    unpacked = key_file.with_name(f"{key_file.name}-unpacked-{keyring.item(out)[:8]}")
+    with (
+        private_folder(unpacked) as scratch,
+        Workers(workers, config.memory_limit_gib) as pool,
+        _progress() as bar,
+    ):
         task = bar.add_task("reading headers", total=None)
-        inventory = take_inventory(input, keyring, pool, lambda files: bar.advance(task, files))
+        inventory = take_inventory(input, config.source, scratch, keyring, pool, lambda files: bar.advance(task, files))
         bar.update(task, total=inventory.files, completed=inventory.files)
         inputs = _Inputs(
             out=out,
@@ -106,7 +113,7 @@ def prepare(
             inventory=inventory,
             reports=_linked(reports, "report", ("patient_id", "text"), inventory, keyring),
             labels=_linked(labels, "label", (), inventory, keyring),
-            fingerprint=_fingerprint(inventory, input, reports, labels, config, keyring),
+            fingerprint=_fingerprint(inventory, reports, labels, config, keyring),
         )
         summary = _finished(inputs) or _make(inputs, binary, pool, bar)
     if summary.unknown_reports and config.unknown_reports == UnknownReports.refuse:
@@ -149,14 +156,14 @@ def _linked(path: str | None, kind: str, needs: tuple[str, ...], inventory: Inve
 
 
 def _fingerprint(
-    inventory: Inventory, folder: str, reports: str | None, labels: str | None, config: PrepareConfig, keyring: Keyring
+    inventory: Inventory, reports: str | None, labels: str | None, config: PrepareConfig, keyring: Keyring
 ) -> str:
     """Keyed hash of everything that decides the output; the state of another fingerprint is not continued."""
     digest = hashlib.sha256()
     for _, headers in sorted(inventory.studies.items()):
         for header in headers:
             status = os.stat(header.path)
-            name = os.path.relpath(header.path, folder)
+            name = inventory.names[header.path]
             digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
     settings = asdict(config)
     for irrelevant in ("key_file", "memory_limit_gib", "convert_timeout_s", "unknown_reports"):

@@ -7,10 +7,11 @@ file that says which studies it settled, those of which nothing was left include
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -161,11 +162,12 @@ class ShardBuilder:
             OSError: the disk is full.
         """
         if result.members:
-            if self._file is None:
-                self._file = self._temporary.open("wb")
-                # no owner, no time: the same studies give the same bytes
-                self._writer = webdataset.TarWriter(self._file, user="", group="", mtime=0, encoder=False)
-            self._writer.write({"__key__": result.key, **result.members})
+            with self._abandoning():
+                if self._file is None:
+                    self._file = self._temporary.open("wb")
+                    # no owner, no time: the same studies give the same bytes
+                    self._writer = webdataset.TarWriter(self._file, user="", group="", mtime=0, encoder=False)
+                self._writer.write({"__key__": result.key, **result.members})
         size = self._file.tell() if self._file is not None else 0
         # what has been written carries no members any more: only the account of it is kept
         self._results.append(
@@ -185,12 +187,25 @@ class ShardBuilder:
         if not self._results:
             return
         if self._file is not None:
-            self._writer.close()
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
+            with self._abandoning():
+                self._writer.close()
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                self._file.close()
         self.store.close(self._temporary if self._file is not None else None, self._results)
         self._results, self._file, self._writer = [], None, None
+
+    @contextlib.contextmanager
+    def _abandoning(self) -> Iterator[None]:
+        """Give a shard up whose disk is full; left open, writer and file would try again when they are collected."""
+        try:
+            yield
+        except OSError:
+            for part in (self._writer, self._file):
+                if part is not None:
+                    with contextlib.suppress(OSError):
+                        part.close()
+            raise
 
 
 def _write(path: Path, payload: bytes) -> None:

@@ -16,8 +16,9 @@ from data_prep.convert import Volume, convert
 from data_prep.headers import Header, Scan
 from data_prep.keys import Keyring
 from data_prep.ledger import NO_SPACE, Entry, QuarantineError, Reason, Rule, Tally
+from data_prep.nifti import load_nifti
 from data_prep.normalise import encode_series
-from data_prep.sequences import recognise, region_of
+from data_prep.sequences import is_localizer, recognise
 from data_prep.stacks import Stack, drop_duplicates, shell_of, split_series
 from data_prep.text import clean_report
 from fm.config.errors import UserError
@@ -79,6 +80,8 @@ class _Sample:
     names: Counter[str] = field(default_factory=Counter)
     frames: dict[str, int] = field(default_factory=dict)
     regions: Counter[str] = field(default_factory=Counter)
+    agent_on_every_series: bool = False
+    """Several series, all with an agent tag: it was filled for all of them."""
 
     def quarantine(self, reason: Reason, files: int, *item: str) -> None:
         """Note a part of the study that is left out."""
@@ -127,8 +130,12 @@ def process_study(job: StudyJob) -> StudyResult:
     for header in job.headers:
         by_series.setdefault(header.series_uid, []).append(header)
     # Series number and instance time order series as acquired; the UID only breaks ties, so that names are stable
+    sample.agent_on_every_series = len(by_series) > 1 and all(part[0].scan.agent for part in by_series.values())
     ordered = sorted(by_series.items(), key=lambda item: (item[1][0].scan.series_number, item[0]))
     for uid, headers in ordered:
+        if is_localizer(headers):
+            sample.tally.excluded[Rule.LOCALIZER.value] += len(headers)
+            continue
         before = len(sample.series)
         for number, stack in enumerate(_stacks(sample, uid, headers)):
             converted = _convert(sample, uid, number, stack)
@@ -175,7 +182,10 @@ def _stacks(sample: _Sample, uid: str, headers: Sequence[Header]) -> list[Stack]
 def _convert(sample: _Sample, uid: str, number: int, stack: Stack) -> _Converted | None:
     headers, config = stack.headers, sample.job.config
     try:
-        volumes = convert(headers, sample.job.binary, config.convert_timeout_s)
+        if headers[0].nifti:
+            volumes = load_nifti(headers[0])
+        else:
+            volumes = convert(headers, sample.job.binary, config.convert_timeout_s)
         gaps = int(sum((~volume.slice_valid).sum() for volume in volumes))
         if gaps and config.gaps == Gaps.quarantine:
             raise QuarantineError(Reason.MISSING_SLICES)
@@ -198,8 +208,11 @@ def _store(sample: _Sample, converted: _Converted) -> None:
         volumes = mean_volumes(volumes)
     stored, failure = 0, None
     for volume in volumes:
-        recognition = recognise(scan, len(converted.volumes), volume.b_value)
-        name = _name(sample, recognition.contrast, recognition.agent, volume.b_value)
+        recognition = recognise(
+            scan, len(converted.volumes), volume.b_value, volume.affine, volume.values, sample.agent_on_every_series
+        )
+        contrast, agent = recognition.contrast.value, recognition.agent.value
+        name = _name(sample, contrast, agent, volume.b_value)
         frame = sample.frames.setdefault(scan.frame_of_reference or converted.series_uid, len(sample.frames))
         try:
             member = encode_series(volume, scan, recognition, name, frame, config.quantisation_bits)
@@ -210,15 +223,15 @@ def _store(sample: _Sample, converted: _Converted) -> None:
                     err.reason, 0, "volume", converted.series_uid, str(converted.stack), str(volume.index)
                 )
             continue
-        sample.names[_base(recognition.contrast, recognition.agent, volume.b_value)] += 1
+        sample.names[_base(contrast, agent, volume.b_value)] += 1
         sample.members[f"{name}.b2"] = member.payload
         sample.series.append(member.meta)
-        sample.tally.contrasts[recognition.contrast.value] += 1
+        sample.tally.contrasts[contrast.value] += 1
         stored += 1
     if stored:
         sample.tally.used += converted.files
         sample.tally.members += stored
-        sample.regions[region_of(scan)] += 1
+        sample.regions[sample.series[-1].region] += 1
     else:
         reason = failure or Reason.CONVERTER_FAILED
         sample.quarantine(reason, converted.files, "series", converted.series_uid, str(converted.stack))

@@ -11,6 +11,7 @@ SCAN_TAGS = (
     "SequenceVariant",
     "ScanOptions",
     "MRAcquisitionType",
+    "AcquisitionMatrix",
     "SequenceName",
     "PulseSequenceName",
     "ImageType",
@@ -19,6 +20,12 @@ SCAN_TAGS = (
     "InversionTime",
     "FlipAngle",
     "EchoTrainLength",
+    "EchoNumbers",
+    "AngioFlag",
+    "AcquisitionContrast",
+    "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
+    "StudyDescription",
     "DiffusionBValue",
     "ContrastBolusAgent",
     "ContrastBolusVolume",
@@ -103,3 +110,5 @@ OTHER_TAGS = (
 """What an image needs to be one."""
 PRIVATE_B_VALUES = (BaseTag(0x0019100C), BaseTag(0x00651009))
 """B-value elements of Siemens and United Imaging."""
+PRIVATE_TECHNIQUES = {"ge": BaseTag(0x0019109C), "philips": BaseTag(0x20011020)}
+"""Elements in which GE and Philips name the pulse sequence, by a word of the manufacturer's name."""

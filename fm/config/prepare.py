@@ -32,6 +32,21 @@ class Volumes(StrEnum):
     """b = 0, the mean of each diffusion shell, and the mean of everything else."""
 
 
+class Source(StrEnum):
+    """What an input folder holds."""
+
+    auto = "auto"
+    """A BIDS tree where dataset_description.json stands in it, else DICOM."""
+    dicom = "dicom"
+    """DICOM, also in zip archives; NIfTI files among it are left out."""
+    bids = "bids"
+    """A BIDS tree: patients by sub-, studies by ses-, sidecars and participants.tsv read."""
+    nifti_files = "nifti_files"
+    """NIfTI files, each a study of its own patient."""
+    nifti_folders = "nifti_folders"
+    """NIfTI files, each folder a study of its own patient."""
+
+
 class Gaps(StrEnum):
     """What happens to a series with slices missing."""
 
@@ -58,7 +73,9 @@ class PrepareConfig:
     can link pseudonyms to patients."""
     site: str = ""
     """Namespace of PatientIDs that name no issuer: the same number at two sites is two patients."""
-    volumes: Volumes = Volumes.all
+    source: Source = Source.auto
+    """What the input holds."""
+    volumes: Volumes = Volumes.mean
     """What is kept of a series with several volumes (diffusion, BOLD)."""
     gaps: Gaps = Gaps.keep
     """What happens to a series with slices missing."""

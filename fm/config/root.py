@@ -49,7 +49,8 @@ class PrepareJob:
     plain_form: ClassVar[str] = "fm prepare input=DIR reports=FILE out=URL"
 
     input: str = "???"
-    """Folder of DICOM files, searched through all its subfolders."""
+    """Folder of DICOM files, searched through all its subfolders and zip archives; a zip archive; a DICOMDIR; or a
+    BIDS tree."""
     reports: str | None = None
     """CSV or JSONL with study_uid or accession, patient_id, text; null: images only."""
     labels: str | None = None

@@ -23,6 +23,7 @@ from typing import Any
 FORMAT_VERSION = 1
 STUDY_KEY = re.compile(r"[a-z0-9_]+")
 SERIES_NAME = re.compile(r"[a-z0-9_]+")
+RULE_NAME = re.compile(r"[a-z0-9 ,*+-]{1,60}")
 
 LabelValue = str | float | int
 """A label is a number, a whole number or a short word; a missing label is an absent key, never zero or ''."""
@@ -76,6 +77,41 @@ class Plane(StrEnum):
     SAGITTAL = "sagittal"
 
 
+class FatSuppression(StrEnum):
+    """Whether the signal of fat is suppressed, by whatever method; a Dixon water image counts as suppressed."""
+
+    UNKNOWN = "unknown"
+    NO = "no"
+    YES = "yes"
+
+
+class Acquisition(StrEnum):
+    """Whether slices were excited one by one or a whole slab at once."""
+
+    UNKNOWN = "unknown"
+    TWO_D = "2d"
+    THREE_D = "3d"
+
+
+class DixonPart(StrEnum):
+    """Which image of a Dixon acquisition."""
+
+    WATER = "water"
+    FAT = "fat"
+    IN_PHASE = "in_phase"
+    OPPOSED_PHASE = "opposed_phase"
+
+
+@dataclass(kw_only=True, slots=True)
+class Evidence:
+    """Why a field of a series says what it says."""
+
+    confidence: float
+    """From 0 (nothing told) to 1."""
+    rule: str
+    """Name of the rule that decided."""
+
+
 @dataclass(kw_only=True, slots=True)
 class SeriesMeta:
     """One series of a study. Lengths in mm, times in ms, field strength in T, angles in degrees, b in s/mm²."""
@@ -109,6 +145,14 @@ class SeriesMeta:
     b_value: float | None = None
     field_strength_t: float | None = None
     vendor: str | None = None
+    region: str = "unknown"
+    """Body region word of this series; that of the study is the commonest."""
+    fat_suppression: FatSuppression = FatSuppression.UNKNOWN
+    acquisition: Acquisition = Acquisition.UNKNOWN
+    dixon: DixonPart | None = None
+    """None: no Dixon image, or its part is not known."""
+    evidence: dict[str, Evidence] = field(default_factory=dict)
+    """By name of the field, for those that were recognised."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -199,6 +243,9 @@ def check(meta: StudyMeta) -> None:
             raise SampleError(f"{where}: geometry or intensity is not finite")
         if [len(row) for row in s.affine] != [4, 4, 4, 4] or min(s.spacing_mm) <= 0:
             raise SampleError(f"{where}: affine must be 4×4 and spacing positive")
+        for name, evidence in s.evidence.items():
+            if not 0 <= evidence.confidence <= 1 or not RULE_NAME.fullmatch(evidence.rule):
+                raise SampleError(f"{where}: evidence of {name[:20]!r} is not a confidence and a rule's name")
         start, stop = s.foreground
         if any(not 0 <= a < b <= n for a, b, n in zip(start, stop, s.shape, strict=True)):
             raise SampleError(f"{where}: foreground box {s.foreground} is outside the shape {s.shape}")
@@ -216,6 +263,10 @@ def _series(raw: dict[str, Any]) -> SeriesMeta:
             "role": Role(raw["role"]),
             "plane": Plane(raw["plane"]),
             "agent": Agent(raw.get("agent", Agent.UNKNOWN)),
+            "fat_suppression": FatSuppression(raw.get("fat_suppression", FatSuppression.UNKNOWN)),
+            "acquisition": Acquisition(raw.get("acquisition", Acquisition.UNKNOWN)),
+            "dixon": None if raw.get("dixon") is None else DixonPart(raw["dixon"]),
+            "evidence": {name: Evidence(**entry) for name, entry in raw.get("evidence", {}).items()},
             "shape": tuple(raw["shape"]),
             "spacing_mm": tuple(raw["spacing_mm"]),
             "foreground": (tuple(start), tuple(stop)),

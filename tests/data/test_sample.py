@@ -6,8 +6,12 @@ from dataclasses import replace
 import pytest
 
 from fm.data.sample import (
+    Acquisition,
     Agent,
     Contrast,
+    DixonPart,
+    Evidence,
+    FatSuppression,
     Plane,
     Report,
     Role,
@@ -53,6 +57,26 @@ def test_a_study_survives_its_json_member() -> None:
     assert from_json(to_json(full)) == full
 
 
+def test_what_was_recognised_survives_with_its_evidence() -> None:
+    told = series(
+        region="abdomen",
+        fat_suppression=FatSuppression.YES,
+        acquisition=Acquisition.THREE_D,
+        dixon=DixonPart.WATER,
+        evidence={"contrast": Evidence(confidence=0.95, rule="image type dixon")},
+    )
+    found = from_json(to_json(study(series=[told]))).series[0]
+    assert found == told
+    assert isinstance(found.fat_suppression, FatSuppression) and isinstance(found.dixon, DixonPart)
+
+
+def test_a_study_without_the_later_fields_is_read() -> None:
+    raw = json.loads(to_json(study()))
+    for name in ("region", "fat_suppression", "acquisition", "dixon", "evidence"):
+        del raw["series"][0][name]
+    assert from_json(json.dumps(raw).encode()) == study()
+
+
 def test_equal_studies_give_equal_bytes() -> None:
     assert to_json(study(labels={"x": 1, "y": "z"})) == to_json(study(labels={"y": "z", "x": 1}))
 
@@ -77,6 +101,8 @@ def test_only_findings_and_impression_are_matched_with_images() -> None:
         ({"series": [series(foreground=((0, 0, 0), (3, 3, 4)))]}, "foreground"),
         ({"series": [series(intensity_scale=float("nan"))]}, "finite"),
         ({"series": [series(spacing_mm=(0.0, 1.0, 1.0))]}, "spacing"),
+        ({"series": [series(evidence={"contrast": Evidence(confidence=1.2, rule="words")})]}, "evidence"),
+        ({"series": [series(evidence={"contrast": Evidence(confidence=0.9, rule="Okonkwo")})]}, "evidence"),
     ],
 )
 def test_what_breaks_the_contract_is_refused(changes: dict[str, object], words: str) -> None:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import gzip
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pydicom
 import pytest
@@ -16,6 +18,7 @@ from data_prep.keys import Keyring
 from data_prep.study import StudyJob, StudyResult, process_study
 from fm.config.prepare import PrepareConfig
 
+NICOM = Path(nibabel.__file__).parent / "nicom" / "tests" / "data"
 MR_IMAGE = "1.2.840.10008.5.1.4.1.1.4"
 
 
@@ -132,6 +135,14 @@ def edit(path: Path, **changes: Any) -> None:
 @pytest.fixture(scope="session")
 def binary() -> str:
     return converter()
+
+
+@pytest.fixture
+def enhanced_header(tmp_path: Path) -> str:
+    """The enhanced MPRAGE that nibabel bundles, unpacked."""
+    path = tmp_path / "philips_mprage.dcm"
+    path.write_bytes(gzip.decompress((NICOM / "philips_mprage.dcm.gz").read_bytes()))
+    return str(path)
 
 
 @pytest.fixture

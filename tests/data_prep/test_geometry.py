@@ -64,7 +64,7 @@ def test_a_sheared_stack_keeps_its_shear() -> None:
         ((1e9, 0.0, 0.0), AXIAL, (1.0, 1.0)),
     ],
 )
-def test_row_5_geometry_that_is_missing_or_impossible(
+def test_row_05_geometry_that_is_missing_or_impossible(
     position: tuple[float, ...] | None, orientation: tuple[float, ...] | None, spacing: tuple[float, ...] | None
 ) -> None:
     with pytest.raises(QuarantineError) as caught:

@@ -6,10 +6,12 @@ import csv
 import errno
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pydicom
@@ -155,27 +157,88 @@ def test_row_22_killed_in_the_middle_of_a_shard(archive: Path, monkeypatch: pyte
     assert (out / "shard-000000.tar").stat().st_mtime_ns == first, "a finished shard is not made again"
 
 
-KILLED = """
-import os, signal, sys
+PREPARE = """
+import os, resource, signal, sys
 sys.path.insert(0, os.getcwd())
 from pathlib import Path
 from data_prep import shards
 from data_prep.prepare import prepare
+from fm.config.errors import UserError
 from fm.config.prepare import PrepareConfig
 
 if __name__ == "__main__":
-    folder, key, out = map(Path, sys.argv[1:])
+    folder, key, out = map(Path, sys.argv[1:4])
     shards.ShardBuilder.shard_bytes = property(lambda _: 20_000, lambda *_: None)
-    add, count = shards.ShardBuilder.add, []
+    {fault}
+    tables = (str(folder / "reports.csv"), str(folder / "labels.csv"))
+    try:
+        prepare(str(folder / "in"), *tables, str(out), PrepareConfig(key_file=str(key)), 1)
+    except UserError as err:
+        sys.exit(str(err))
+"""
+KILLED = PREPARE.replace(
+    "{fault}",
+    """add, count = shards.ShardBuilder.add, []
     def counted(self, result):
         count.append(add(self, result))
         if len(count) == 3:
             self._file.flush()
             os.kill(os.getpid(), signal.SIGKILL)
-    shards.ShardBuilder.add = counted
-    tables = (str(folder / "reports.csv"), str(folder / "labels.csv"))
-    prepare(str(folder / "in"), *tables, str(out), PrepareConfig(key_file=str(key)), 1)
-"""
+    shards.ShardBuilder.add = counted""",
+)
+LIMITED = PREPARE.replace(
+    "{fault}",
+    """limit = int(sys.argv[4])
+    shards.ShardBuilder.shard_bytes = property(lambda self: 10**9 if self.store.shards else 20_000, lambda *_: None)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))""",
+)
+
+
+@pytest.mark.full
+def test_row_22_killed_at_ten_random_points(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_shards(monkeypatch)
+    run(archive, "whole")
+    whole = contents(archive / "whole")
+    script = archive / "prepare.py"
+    script.write_text(PREPARE.replace("{fault}", ""))
+    out = archive / "out"
+    command = [sys.executable, str(script), str(archive), str(archive / "key"), str(out)]
+    rng, killed = random.Random(0), 0
+    started = time.monotonic()
+    subprocess.run([*command[:-1], str(archive / "timed")], cwd=Path(__file__).parents[2], check=True)
+    seconds = time.monotonic() - started
+    while killed < 10:
+        with subprocess.Popen(command, cwd=Path(__file__).parents[2]) as process:
+            try:
+                process.wait(timeout=rng.uniform(0.3, 1.0) * seconds)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                killed += 1
+                continue
+        assert process.returncode == 0
+        assert contents(out) == whole
+        shutil.rmtree(out)
+    subprocess.run(command, cwd=Path(__file__).parents[2], check=True)
+    assert contents(out) == whole
+
+
+def test_row_24_a_file_that_may_grow_no_further(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel refuses the write, as it does on a full disk: the first shard stands, and the run goes on later."""
+    small_shards(monkeypatch)
+    run(archive, "whole")
+    first = (archive / "whole" / "shard-000000.tar").read_bytes()
+    (archive / "limited.py").write_text(LIMITED)
+    command = [sys.executable, str(archive / "limited.py"), str(archive), str(archive / "key"), str(archive / "out")]
+    limit = str(len(first) + 4096)
+    process = subprocess.run([*command, limit], cwd=Path(__file__).parents[2], capture_output=True, check=False)
+    assert process.returncode == 1, process.stderr
+    said = process.stderr.decode().strip()
+    assert "the disk is full while writing" in said and "1 finished shards are kept" in said and "\n" not in said
+    assert "Traceback" not in said
+    assert not (archive / "out" / "manifest.json").exists()
+    assert (archive / "out" / "shard-000000.tar").read_bytes() == first
+    run(archive)
+    assert contents(archive / "out") == contents(archive / "whole")
 
 
 def test_row_24_disk_full(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,10 +336,10 @@ def test_row_18_odd_folders(archive: Path) -> None:
     os.mkfifo(folder / "pipe.dcm")
     many = folder / "many"
     many.mkdir()
-    for number in range(500):
+    for number in range(10_000):
         (many / f"{number}.txt").write_text("x")
     summary = run(archive)
-    assert summary.excluded == {"non_dicom": 500, "not_a_file": 1}
+    assert summary.excluded == {"non_dicom": 10_000, "not_a_file": 1}
     assert summary.quarantined == {"unreadable": 1}
     assert summary.used == 36
 
@@ -349,16 +412,49 @@ def test_the_split_meets_its_share_and_keeps_its_order(keyring: Keyring) -> None
 
 
 def test_real_mri_is_accounted_for(mri_dev: Path, tmp_path: Path) -> None:
+    """Nothing of 241 files is lost; the diffusion series becomes b = 0 and one shell, BOLD its mean."""
     out = str(tmp_path / "out")
     summary = prepare(str(mri_dev / "dicom"), None, None, out, PrepareConfig(), 2)
-    assert (summary.files, summary.used, summary.quarantined, summary.excluded) == (241, 241, {}, {})
-    assert (summary.series, summary.volumes, summary.members) == (10, 29, 29)
-    assert summary.contrasts == {"bold": 4, "dwi": 17, "flair": 2, "pd": 1, "t1w": 3, "t2w": 2}
+    files = sum(path.is_file() for path in (mri_dev / "dicom").rglob("*"))
+    assert (
+        (summary.files, summary.used, summary.quarantined, summary.excluded)
+        == (files, files, {}, {})
+        == (241, 241, {}, {})
+    )
+    assert (summary.series, summary.volumes, summary.members) == (10, 29, 11)
+    assert summary.contrasts == {"bold": 1, "dwi": 2, "flair": 2, "pd": 1, "t1w": 3, "t2w": 2}
     assert (summary.studies, summary.patients) == (5, 5)
     assert verify(out).problems == []
     manifest = Manifest.open(out)
     ages = sorted(str(manifest.study(key).age) for key in manifest.keys)
     assert ages == ["41", "44", "None", "None", "None"]
+
+
+def test_damaged_real_mri_is_accounted_for(mri_dev: Path, tmp_path: Path) -> None:
+    """in = out + excluded + quarantined, file by file, with one fault of every kind among the 241."""
+    folder = tmp_path / "in"
+    shutil.copytree(mri_dev / "dicom", folder)
+    spoil = {name: _by_place(folder / "PGBM-003" / name) for name in ("T2", "T1pre", "FLAIR", "T1post")}
+    spoil["T2"][3].write_bytes(spoil["T2"][3].read_bytes()[:5000])
+    spoil["T2"][4].write_bytes(b"")
+    for path in spoil["T1pre"]:
+        edit(path, ImagePositionPatient=None)
+    spoil["FLAIR"][9].unlink()
+    shutil.copy(spoil["T1post"][2], folder / "again.dcm")
+    (folder / "read.me").write_text("x")
+    summary = prepare(str(folder), None, None, str(tmp_path / "out"), PrepareConfig(), 2)
+    assert summary.excluded == {"duplicate": 1, "non_dicom": 1}
+    assert summary.quarantined == {"no_geometry": 22, "not_dicom": 1, "truncated": 1}
+    assert summary.files == 241 - 1 + 2
+    assert summary.used == summary.files - 2 - 24
+    assert summary.missing_slices == 3, "two slices of T2 and one of FLAIR"
+    lines = [json.loads(line) for line in (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()]
+    assert sum(line["files"] for line in lines) == 24
+
+
+def _by_place(folder: Path) -> list[Path]:
+    """Axial slices from foot to head."""
+    return sorted(folder.iterdir(), key=lambda path: float(pydicom.dcmread(path).ImagePositionPatient[2]))
 
 
 def test_object_storage_gets_the_same_dataset(archive: Path) -> None:

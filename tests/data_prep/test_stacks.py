@@ -18,7 +18,7 @@ from .conftest import MakeSeries, edit, head, uid
 Read = Callable[[Sequence[Path]], list[Header]]
 
 
-def test_row_6_the_same_slice_twice_is_dropped(make_series: MakeSeries, read: Read) -> None:
+def test_row_06_the_same_slice_twice_is_dropped(make_series: MakeSeries, read: Read) -> None:
     files = make_series()
     copy = files[2].with_name("copy.dcm")
     shutil.copy(files[2], copy)
@@ -31,7 +31,7 @@ def test_row_6_the_same_slice_twice_is_dropped(make_series: MakeSeries, read: Re
 
 
 @pytest.mark.parametrize("same_uid", [True, False])
-def test_row_6_another_picture_at_the_same_place_is_quarantined(
+def test_row_06_another_picture_at_the_same_place_is_quarantined(
     make_series: MakeSeries, read: Read, same_uid: bool
 ) -> None:
     files = make_series()
@@ -53,7 +53,7 @@ def test_a_repeated_acquisition_is_no_duplicate(make_series: MakeSeries, read: R
     assert caught.value.reason is Reason.IRREGULAR_SLICES
 
 
-def test_row_8_mixed_geometries_are_split(make_series: MakeSeries, read: Read) -> None:
+def test_row_08_mixed_geometries_are_split(make_series: MakeSeries, read: Read) -> None:
     axial = make_series()
     sagittal = make_series(folder="in/s", ImageOrientationPatient=["0", "1", "0", "0", "0", "-1"])
     small = make_series(folder="in/m", volume=head(rows=32))

@@ -95,7 +95,7 @@ def test_gaps_can_be_quarantined(make_series: MakeSeries, process: Process) -> N
 
 
 @pytest.mark.parametrize("name", ["PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient"])
-def test_row_5_a_series_without_geometry_is_quarantined_alone(
+def test_row_05_a_series_without_geometry_is_quarantined_alone(
     make_series: MakeSeries, process: Process, name: str
 ) -> None:
     bad = make_series(folder="in/bad", series="bad")
@@ -107,7 +107,7 @@ def test_row_5_a_series_without_geometry_is_quarantined_alone(
     assert result.tally.files == 12
 
 
-def test_row_8_mixed_orientations_become_two_series(make_series: MakeSeries, process: Process) -> None:
+def test_row_08_mixed_orientations_become_two_series(make_series: MakeSeries, process: Process) -> None:
     sagittal = make_series(folder="in/s", ImageOrientationPatient=["0", "1", "0", "0", "0", "-1"])
     result = process(make_series() + sagittal)
     assert [s.name for s in meta(result).series] == ["t2w", "t2w_2"]
@@ -115,10 +115,81 @@ def test_row_8_mixed_orientations_become_two_series(make_series: MakeSeries, pro
     assert result.tally.split_series == 1
 
 
+LOCALIZER = {
+    "axial": ["1", "0", "0", "0", "1", "0"],
+    "sagittal": ["0", "1", "0", "0", "0", "-1"],
+    "coronal": ["1", "0", "0", "0", "0", "-1"],
+}
+
+
+def test_row_09_a_localizer_is_known_by_its_three_planes(make_series: MakeSeries, process: Process) -> None:
+    """No word and no image type names it."""
+    files = [
+        path
+        for plane, direction in LOCALIZER.items()
+        for path in make_series(folder=f"in/{plane}", series="scout", ImageOrientationPatient=direction)
+    ]
+    result = process(make_series() + files)
+    assert [s.name for s in meta(result).series] == ["t2w"]
+    assert (result.tally.used, dict(result.tally.excluded), result.tally.entries) == (6, {"localizer": 18}, [])
+
+
+def test_three_long_stacks_or_two_planes_are_no_localizer(make_series: MakeSeries, process: Process) -> None:
+    two = [
+        p
+        for plane in ("axial", "coronal")
+        for p in make_series(f"in/{plane}", ImageOrientationPatient=LOCALIZER[plane])
+    ]
+    assert not process(two).tally.excluded
+    long = [
+        path
+        for plane, direction in LOCALIZER.items()
+        for path in make_series(f"long/{plane}", volume=head(depth=24), ImageOrientationPatient=direction)
+    ]
+    assert not process(long).tally.excluded
+
+
+def test_the_study_keeps_what_was_recognised_with_its_evidence(make_series: MakeSeries, process: Process) -> None:
+    (series,) = meta(process(make_series(ScanOptions=["FS"]))).series
+    assert (series.fat_suppression, series.acquisition, series.region) == ("yes", "2d", "head")
+    assert set(series.evidence) == {
+        "contrast", "agent", "role", "plane", "fat_suppression", "acquisition", "dixon", "region",
+    }  # fmt: skip
+    assert series.evidence["contrast"].rule == "long te, long tr"
+    assert series.evidence["contrast"].confidence == pytest.approx(0.95)
+
+
 @pytest.mark.parametrize("value", [0, 700])
 def test_row_15_a_constant_volume_is_quarantined(make_series: MakeSeries, process: Process, value: int) -> None:
     result = process(make_series(volume=np.full((5, 32, 32), value, dtype=np.uint16)))
     assert [(e.reason, e.files) for e in result.tally.entries] == [(Reason.CONSTANT, 5)]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ImageOrientationPatient": ["1", "0", "0", "1", "0", "0"]},
+        {"ImageOrientationPatient": ["0", "0", "0", "0", "0", "0"]},
+        {"PixelSpacing": ["0", "2"]},
+        {"PixelSpacing": ["-1", "2"]},
+    ],
+)
+def test_row_15_a_singular_affine_is_quarantined(
+    make_series: MakeSeries, process: Process, changes: dict[str, object]
+) -> None:
+    result = process(make_series(**changes))
+    assert [(e.reason, e.files) for e in result.tally.entries] == [(Reason.NO_GEOMETRY, 6)]
+
+
+@pytest.mark.parametrize("word", [b"nan ", b"inf ", b"1e999 "])
+def test_row_15_an_affine_that_is_not_finite_is_quarantined(
+    make_series: MakeSeries, process: Process, word: bytes
+) -> None:
+    files = make_series(PixelSpacing=["2", "2.125"])
+    for path in files:
+        path.write_bytes(path.read_bytes().replace(b"2\\2.125 ", b"2\\" + word.ljust(6)))
+    result = process(files)
+    assert [(e.reason, e.files) for e in result.tally.entries] == [(Reason.NO_GEOMETRY, 6)]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -151,14 +222,14 @@ def diffusion(make_series: MakeSeries) -> list[Path]:
 
 
 def test_row_13_all_volumes_in_order(make_series: MakeSeries, process: Process) -> None:
-    result = process(diffusion(make_series))
+    result = process(diffusion(make_series), volumes="all")
     names = [(s.name, s.b_value) for s in meta(result).series]
     assert names == [("dwi_b0", 0), ("dwi_b1000", 1000), ("dwi_b1000_2", 1000), ("dwi_b1000_3", 1000)]
     assert (result.tally.volumes, result.tally.members, result.tally.used) == (4, 4, 24)
 
 
-def test_row_13_means_by_config(make_series: MakeSeries, process: Process) -> None:
-    result = process(diffusion(make_series), volumes="mean", quantisation_bits=16)
+def test_row_13_b0_and_the_mean_of_each_shell_by_default(make_series: MakeSeries, process: Process) -> None:
+    result = process(diffusion(make_series), quantisation_bits=16)
     assert [s.name for s in meta(result).series] == ["dwi_b0", "dwi_b1000"]
     assert (result.tally.volumes, result.tally.members, result.tally.used) == (4, 2, 24)
     series = meta(result).series[1]
@@ -167,6 +238,24 @@ def test_row_13_means_by_config(make_series: MakeSeries, process: Process) -> No
     # H runs from posterior to anterior, so DICOM's rows come reversed; W runs to the right, so columns do too
     body = stored > 0
     assert stored[body] == pytest.approx(expected[:, ::-1, ::-1][body], abs=0.6)
+
+
+def test_row_13_the_mean_bold_by_default(make_series: MakeSeries, process: Process) -> None:
+    files = []
+    for number in range(4):
+        part = make_series(
+            folder=f"in/{number}", volume=head() + np.uint16(8 * number), ScanningSequence=["EP", "GR"], EchoTime="30"
+        )
+        for k, path in enumerate(part):
+            edit(path, InstanceNumber=str(6 * number + k + 1), AcquisitionNumber=str(number + 1))
+        files.extend(part)
+    result = process(files, quantisation_bits=16)
+    (series,) = meta(result).series
+    assert (series.name, series.contrast) == ("bold", Contrast.BOLD)
+    assert (result.tally.volumes, result.tally.members, result.tally.used) == (4, 1, 24)
+    stored = decode_volume(result.members["bold.b2"]) * series.intensity_scale + series.intensity_offset
+    body = stored > 100
+    assert stored[body] == pytest.approx(head()[:, ::-1, ::-1][body] + 12, abs=0.6)
 
 
 def test_means_keep_one_volume_of_each_shell() -> None:
