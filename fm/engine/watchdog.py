@@ -101,6 +101,9 @@ class Watchdog:
         if self._stacks.stat().st_size == 0:
             self._stacks.unlink()
         self._sign_file.unlink(missing_ok=True)
+        for folder in (self._signs, self._signs.parent, self._stacks.parent):
+            with contextlib.suppress(OSError):  # another rank's, or another attempt's, still lie there
+                folder.rmdir()
 
     def _watch(self) -> None:
         woken, pardon = time.monotonic(), 0.0

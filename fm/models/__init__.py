@@ -6,8 +6,8 @@ from transformers import AutoConfig, AutoModel
 
 from fm.models.build import build_model
 from fm.models.config import FmConfig
+from fm.models.export_format import register_export_format
 from fm.models.model import FmModel, ImageFeatures
-from fm.models.names import register_export_format
 
 AutoConfig.register(FmConfig.model_type, FmConfig)
 AutoModel.register(FmConfig, FmModel)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +20,12 @@ from fm.batch import PackedTokens
 from fm.config.errors import UserError
 from fm.data.sample import Agent, Contrast, Plane
 from fm.models.attention import Pack, packed_attention
-from fm.models.config import FmConfig
 from fm.models.names import load_former_name
 from fm.models.patch import ConvStem, LinearStem
 from fm.models.position import FourierPosition, rotary_table, rotate
+
+if TYPE_CHECKING:  # the benchmark on a bare GPU machine has torch alone, no transformers
+    from fm.models.config import FmConfig
 
 
 @dataclass(kw_only=True)  # no slots: DeepSpeed's ZeRO-3 hooks look for tensors in vars() of what a module returns

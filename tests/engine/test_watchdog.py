@@ -9,6 +9,9 @@ import sys
 import time
 from pathlib import Path
 
+from fm.engine.phases import Phases
+from fm.engine.watchdog import Watchdog
+
 RANK = """
 import sys, time
 from pathlib import Path
@@ -70,6 +73,15 @@ def test_a_rank_that_works_is_left_alone_and_one_that_is_stuck_is_not(tmp_path: 
     assert working.poll() is None and "in_a_collective_that_never_ends" in stack_of(tmp_path, 1)
     working.kill()
     working.wait()
+
+
+def test_a_run_without_a_hang_leaves_nothing_behind(tmp_path: Path) -> None:
+    watchdog = Watchdog(tmp_path, rank=0, attempt="1", timeout_s=60.0, phases=Phases(), report=print)
+    watchdog.start()
+    assert list((tmp_path / "heartbeats" / "attempt-1").glob("rank-00000.json"))
+    watchdog.stop()
+    watchdog.stop()
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_stopped_rank_itself_does_not_accuse_the_others(tmp_path: Path) -> None:
