@@ -49,6 +49,7 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 
 bench: $(STAMP)
+	$(PIP) install --quiet --no-build-isolation -c constraints.txt -e '.[$(EXTRAS),bench]'
 	$(PYTEST) tests/benchmarks -s
 
 docs: $(STAMP)

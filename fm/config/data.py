@@ -109,7 +109,7 @@ class DataConfig:
     """Largest factor by which in-plane voxels grow."""
     low_field_t: float = 0.0
     """Lowest field strength that is imitated, down from 1.5 T, by larger voxels and Rician noise; 0 is off."""
-    undersampling: float = 1.0
+    acceleration: float = 1.0
     """Largest factor by which phase-encoding lines of k-space are left out, its middle excepted."""
     sentence_dropout: float = 0.1
     sentence_shuffle: bool = True
@@ -160,8 +160,8 @@ class DataConfig:
             raise ConfigError("data.crops_per_series and data.crop_memory_mb must be ≥ 0")
         if not 0 <= self.global_overlap <= 1 or min(self.global_mm, self.local_mm) < 0:
             raise ConfigError("data: global_overlap must be 0 to 1, and global_mm and local_mm ≥ 0")
-        if min(self.bias_field, self.blur_mm) < 0 or min(self.low_resolution, self.undersampling) < 1:
-            raise ConfigError("data: bias_field and blur_mm must be ≥ 0, low_resolution and undersampling ≥ 1")
+        if min(self.bias_field, self.blur_mm) < 0 or min(self.low_resolution, self.acceleration) < 1:
+            raise ConfigError("data: bias_field and blur_mm must be ≥ 0, low_resolution and acceleration ≥ 1")
         if not 0 <= self.low_field_t <= 1.5:
             raise ConfigError(f"data.low_field_t={self.low_field_t}: must be 0 (off) to 1.5 T")
         self._check_weights()

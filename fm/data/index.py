@@ -261,17 +261,19 @@ def check_splits(url: str, samples: SampleTable) -> None:
     """Refuse a patient whose studies are in more than one split: what is trained on may not be evaluated on.
 
     Raises:
-        DatasetError: there is one; says how many.
+        DatasetError: there is one; names the first.
     """
     codes, words = samples.codes("split")
     if len(words) < 2:
         return
-    patients = np.asarray(samples.column("patient").dictionary_encode().indices, dtype=np.int64)
-    one = np.zeros(patients.max(initial=-1) + 1, dtype=np.int64)
-    one[patients] = codes
-    if shared := len(np.unique(patients[codes != one[patients]])):
+    patients = samples.column("patient").dictionary_encode()
+    rows = np.asarray(patients.indices, dtype=np.int64)
+    one = np.zeros(len(patients.dictionary), dtype=np.int64)
+    one[rows] = codes
+    if len(shared := np.unique(rows[codes != one[rows]])):
         raise DatasetError(
-            f"{url}: {shared} patients have studies in more than one split, so nothing can be evaluated honestly; "
+            f"{url}: {len(shared)} patient(s) have studies in more than one split, first "
+            f"{min(patients.dictionary.take(pa.array(shared)).to_pylist())}: scores would be flattered; "
             "split by patient and make the index again"
         )
 

@@ -54,7 +54,7 @@ def draw_effects(data: DataConfig, key: tuple[str | int, ...]) -> Effects | None
         data.ghosting,
         data.low_resolution - 1,
         data.low_field_t,
-        data.undersampling - 1,
+        data.acceleration - 1,
     )
     if not any(on):
         return None
@@ -80,7 +80,7 @@ def draw_effects(data: DataConfig, key: tuple[str | int, ...]) -> Effects | None
         effects.coarse *= loss**0.25
         effects.noise = _NOISE * loss**0.5
     if lines:
-        effects.acceleration = float(rng.uniform(1, data.undersampling))
+        effects.acceleration = float(rng.uniform(1, data.acceleration))
     return effects
 
 

@@ -2,41 +2,55 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
+import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
 
 @dataclass(slots=True)
 class Timing:
-    """Seconds of several rounds."""
+    """Seconds of several rounds, by the clock and of processors, those of finished child processes included."""
 
-    seconds: list[float]
+    seconds: list[float] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)
 
     @property
     def median(self) -> float:
         return statistics.median(self.seconds)
 
+    @property
+    def cpu_median(self) -> float:
+        return statistics.median(self.cpu_seconds)
+
     def rate(self, work: float) -> str:
         """Work per second: median, and from the slowest to the fastest round."""
         low, high = work / max(self.seconds), work / min(self.seconds)
-        return f"{work / self.median:.4g} ({low:.4g}–{high:.4g})"
+        return f"{work / self.median:.3g} ({low:.3g}–{high:.3g})"
 
 
 def in_turns(actions: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Timing]:
     """Time each action once a round, one after the other, so that a busy moment of the machine hits all alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in actions}
+    found = {name: Timing() for name in actions}
     for _ in range(rounds):
         for name, action in actions.items():
-            started = time.perf_counter()
+            gc.collect()  # what went before is not paid for now
+            started, cpu = time.perf_counter(), _cpu()
             action()
-            seconds[name].append(time.perf_counter() - started)
-    return {name: Timing(found) for name, found in seconds.items()}
+            found[name].seconds.append(time.perf_counter() - started)
+            found[name].cpu_seconds.append(_cpu() - cpu)
+    return found
+
+
+def _cpu() -> float:
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], packages: Sequence[str]) -> None:
@@ -46,11 +60,8 @@ def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], packag
     print("| " + " | ".join("---" for _ in head) + " |")
     for row in rows:
         print("| " + " | ".join(row) + " |")
-    known = ", ".join(f"{name} {version(name)}" for name in packages)
-    print(
-        f"\n{processor()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; "
-        f"Python {platform.python_version()}, {known}"
-    )
+    print(f"\n{processor()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}")
+    print(", ".join(f"{name} {version(name)}" for name in packages))
 
 
 def processor() -> str:

@@ -227,7 +227,7 @@ def test_row_33_a_patient_in_two_splits_is_refused(make_dataset: MakeDataset) ->
     samples = list(manifest.samples)
     assert {sample.split for sample in samples} == {"train", "test"}
     mixed = [replace(sample, patient="p0" if sample.key in ("k00", "k01") else sample.patient) for sample in samples]
-    with pytest.raises(DatasetError, match="1 patients have studies in more than one split"):
+    with pytest.raises(DatasetError, match=r"1 patient\(s\) have studies in more than one split, first p0:"):
         write_index(url, manifest.shards, mixed, {})
     # An index that another program wrote so is refused when it is opened.
     table = SampleTable.of(mixed).to_parquet()

@@ -21,7 +21,7 @@ ALL = DataConfig(
     ghosting=0.5,
     low_resolution=2.0,
     low_field_t=0.064,
-    undersampling=2.0,
+    acceleration=2.0,
 )
 
 
@@ -176,6 +176,6 @@ def test_effects_change_voxels_and_never_which_patches_there_are() -> None:
 
 
 def test_values_outside_their_range_are_refused() -> None:
-    for wrong in ({"blur_mm": -1.0}, {"undersampling": 0.5}, {"low_field_t": 3.0}, {"ghosting": 1.0}):
+    for wrong in ({"blur_mm": -1.0}, {"acceleration": 0.5}, {"low_field_t": 3.0}, {"ghosting": 1.0}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             DataConfig(**wrong)  # type: ignore[arg-type]

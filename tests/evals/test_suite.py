@@ -8,16 +8,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from evals.cohort import CohortError
+from evals.cohort import Cohort, CohortError
 from evals.results import Results, System
 from evals.suite import evaluate
 from fm.config.load import build
 from fm.config.registry import CONFIGS
 from fm.config.suite import SuiteConfig
+from fm.data.index import DatasetError
 from fm.models.encoder import EncoderError
 
 SHORT = {"bootstrap_draws": 100, "folds": 3, "linear_c": [0.01, 1.0], "neighbours": [5, 10]}
@@ -211,11 +213,13 @@ def test_a_study_that_cannot_be_read_is_left_out_and_named(
     assert "study003" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
 
 
-def test_a_patient_in_both_splits_is_refused(drawn: SimpleNamespace, encoder_dir: Path, tmp_path: Path) -> None:
-    url = drawn.write_dataset(tmp_path / "shards", 8, split_of=lambda row: "test" if row in (0, 1, 5) else "train")
+def test_row_33_a_patient_in_both_splits_is_refused(drawn: SimpleNamespace, tmp_path: Path) -> None:
+    """By the index already, and again where studies meet."""
+    with pytest.raises(DatasetError, match="p002"):
+        drawn.write_dataset(tmp_path / "shards", 8, split_of=lambda row: "test" if row in (0, 1, 5) else "train")
+    studies = [drawn.make_study(np.random.default_rng(0), row)[0] for row in range(8)]
     with pytest.raises(CohortError, match="p002"):
-        evaluate(encoder_dir, url, tmp_path / "run", shipped())
-    assert not (tmp_path / "run").exists()
+        Cohort(studies=studies, test_N=np.isin(np.arange(8), (0, 1, 5)), dataset_id="made up")
 
 
 def test_a_folder_without_an_encoder_is_refused(dataset: str, tmp_path: Path) -> None:
