@@ -10,7 +10,7 @@ import re
 
 from data_prep.headers import Identity, Scan
 
-VERSION = "1"
+VERSION = "2"
 """Version of these rules and of the report scrubbing; recorded in the manifest."""
 
 _VENDORS = (

@@ -255,7 +255,7 @@ def _report(sample: _Sample) -> Report | None:
         return None
     identities = list(dict.fromkeys(header.identity for header in job.headers))
     try:
-        return clean_report(job.report, identities, job.config.report_max_chars)
+        return clean_report(job.report, identities, job.config.report_max_chars, job.config.report_sections)
     except QuarantineError as err:
         entry = Entry(item=job.report_item, kind="report", reason=err.reason, study=job.key)
         sample.tally.entries.append(entry)

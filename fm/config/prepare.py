@@ -22,6 +22,8 @@ PHANTOM_LABELS = (
     "findings",
 )
 
+REPORT_SECTIONS = ("findings", "impression", "technique", "history")
+
 
 class Volumes(StrEnum):
     """What is kept of a series that holds several volumes; named as YAML writes them."""
@@ -70,6 +72,8 @@ class PrepareConfig:
     """Another number draws another split under the same key."""
     unknown_reports: UnknownReports = UnknownReports.refuse
     """What a report for a study that is not in the input means."""
+    report_sections: list[str] = field(default_factory=lambda: list(REPORT_SECTIONS))
+    """Sections of a report that enter the shards, among findings, impression, technique and history."""
     report_max_chars: int = 20_000
     """A longer report is quarantined; its study stays, without text."""
     quantisation_bits: int = 12
@@ -87,6 +91,10 @@ class PrepareConfig:
             raise ConfigError(f"prepare.test_fraction={self.test_fraction}: a share from 0 to below 1 is needed")
         if not 8 <= self.quantisation_bits <= 16:
             raise ConfigError(f"prepare.quantisation_bits={self.quantisation_bits}: choose 8 to 16")
+        if not self.report_sections or set(self.report_sections) - set(REPORT_SECTIONS):
+            raise ConfigError(
+                f"prepare.report_sections={self.report_sections}: choose among {', '.join(REPORT_SECTIONS)}"
+            )
         for name, value in (
             ("report_max_chars", self.report_max_chars),
             ("shard_mib", self.shard_mib),

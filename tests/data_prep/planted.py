@@ -1,7 +1,7 @@
 """Radiology reports with identifiers planted in them; knows nothing of the rules that look for them.
 
-Names, addresses, numbers and mail come from Faker in twelve locales. Every kind of identifier has sentences that the rules
-were written with (`seen`) and sentences that were set aside before a rule was written and only measured (`unseen`).
+Names, addresses, numbers and mail come from Faker in twelve locales. Every kind of identifier has sentences that the
+rules were written with (`seen`) and sentences that were set aside before a rule was written (`unseen`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from .test_deid import NOBODY
 
 LOCALES = ("en_US", "en_GB", "en_IN", "de_DE", "fr_FR", "es_ES", "it_IT", "nl_NL", "pl_PL", "sv_SE", "tr_TR", "pt_BR")
 WORDS_AS_NAMES = (
-    ("Baker", "Grace"), ("White", "May"), ("Parkinson", "Rose"), ("Young", "Mark"), ("Stone", "Hope"), ("Black", "Will"),
+    ("Baker", "Grace"), ("White", "May"), ("Parkinson", "Rose"), ("Young", "Mark"), ("Stone", "Hope"),
+    ("Black", "Will"),
     ("Bell", "Iris"), ("Long", "June"), ("Wood", "Art"), ("Short", "April"), ("Hill", "Rich"), ("Head", "Joy"),
 )  # fmt: skip
 CLINICAL = (
@@ -165,9 +166,7 @@ FRAMES = {
         unseen=("Insurance no. {}.", "Filed under {}.", "Pathology specimen {}."),
     ),
     "own_record": Frames(seen=("MRN: {}.", "ID {}.", "Number {} in our files."), unseen=("Filed under {}.",)),
-    "address": Frames(
-        seen=("Lives at {}.", "Address: {}.", "Resident of {}."), unseen=("Please send the CD to {}.",)
-    ),
+    "address": Frames(seen=("Lives at {}.", "Address: {}.", "Resident of {}."), unseen=("Please send the CD to {}.",)),
     "hospital": Frames(
         seen=("Transferred from {}.", "Prior imaging at {}."), unseen=("Scans from {} were not available.",)
     ),
@@ -291,9 +290,7 @@ def _layout(rng: random.Random, plants: Sequence[Plant], clinical: Sequence[str]
     first, second = sorted(rng.sample(range(2, len(sentences) - 1), 2))
     gap = rng.choice((" ", "\n"))
     parts = [sentences[:first], sentences[first:second], sentences[second:]]
-    heads = rng.choice(
-        (("HISTORY", "FINDINGS", "IMPRESSION"), ("Clinical information", "Description", "Conclusion"))
-    )
+    heads = rng.choice((("HISTORY", "FINDINGS", "IMPRESSION"), ("Clinical information", "Description", "Conclusion")))
     return "\n\n".join(f"{head}:{gap}{gap.join(part)}" for head, part in zip(heads, parts, strict=True))
 
 

@@ -7,19 +7,22 @@ import difflib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 from scipy.stats import binomtest
 
 from data_prep.ledger import QuarantineError
+from data_prep.people import known
+from data_prep.scrub import scrub
 from data_prep.text import clean_report
 
 from .planted import CLINICAL, FRAMES, IN_HEADER, Plant, Planted, planted_reports
 from .test_deid import NOBODY
 
-REPORTS = 500
+REPORTS = 400
+ARTICLES = {"the", "of"}
 TOKEN = re.compile(r"\w+", re.UNICODE)
 COMMON = {word.lower() for line in CLINICAL for word in TOKEN.findall(line)} | {
     word.lower() for frames in FRAMES.values() for line in frames.seen + frames.unseen for word in TOKEN.findall(line)
@@ -45,9 +48,7 @@ class Account:
 
     def recall(self, unseen: bool | None = None, in_header: bool | None = None) -> str:
         return self.rate(
-            key
-            for key in self.planted
-            if unseen in (None, key[1]) and in_header in (None, key[0] in IN_HEADER)
+            key for key in self.planted if unseen in (None, key[1]) and in_header in (None, key[0] in IN_HEADER)
         )
 
 
@@ -67,7 +68,7 @@ def survives(plant: Plant, before: list[str], after: list[str], kept: set[int]) 
     places = (k for k in range(len(before) - len(whole) + 1) if before[k : k + len(whole)] == whole)
     words = TOKEN.findall(plant.text)
     start = next(places) + next(k for k in range(len(whole)) if whole[k : k + len(words)] == words)
-    return any(k in kept and before[k].lower() in telling for k in range(start, start + len(words)))
+    return any(k in kept and before[k].lower() in set(telling) - ARTICLES for k in range(start, start + len(words)))
 
 
 def account(reports: list[Planted]) -> Account:
@@ -87,8 +88,12 @@ def account(reports: list[Planted]) -> Account:
             found.planted[key] += 1
             if survives(plant, before, after, kept):
                 found.left[key].append(plant.sentence)
+        whole = "\n".join((clean.history, clean.findings, clean.impression))
         for sentence in report.clinical:
             words = TOKEN.findall(sentence)
+            if sentence in whole:
+                found.words += len(words)
+                continue
             start = next(k for k in range(len(before)) if before[k : k + len(words)] == words)
             found.words += len(words)
             gone = [before[k] for k in range(start, start + len(words)) if k not in kept]
@@ -98,7 +103,7 @@ def account(reports: list[Planted]) -> Account:
 
 @pytest.fixture(scope="module")
 def benchmark() -> Account:
-    return account(planted_reports(REPORTS, seed=1))
+    return account(planted_reports(REPORTS, seed=2))
 
 
 def table(found: Account) -> str:
@@ -123,6 +128,30 @@ def test_planted_identifiers_go_and_clinical_words_stay(benchmark: Account) -> N
     foreign = sum(count for (kind, _), count in benchmark.planted.items() if kind not in IN_HEADER)
     assert planted >= 1000 and 0.4 < foreign / planted < 0.6
     left = sum(len(lines) for lines in benchmark.left.values())
-    assert left / planted < 0.03
+    assert left / planted < 0.02
     assert len(benchmark.lost) / benchmark.words < 0.01
     assert benchmark.withheld < 0.02 * REPORTS
+
+
+def test_captions_keep_their_words(mri_dev: Path) -> None:
+    """Real radiology language, of patients whose names are words of it or nearly so."""
+    with (mri_dev / "text" / "roco_mri_captions_validation.csv").open(encoding="utf-8", newline="") as file:
+        captions = [row["caption"] for row in csv.DictReader(file)]
+    found = known([replace(NOBODY, people=("WHITE^MAY", "BAKER^GRACE", "MARTIN^STEFAN", "KLEIN^MARION"))])
+    words, kept = 0, 0
+    for caption in captions:
+        before, after = TOKEN.findall(caption), TOKEN.findall(scrub(caption, found))
+        words += len(before)
+        blocks = difflib.SequenceMatcher(None, before, after, autojunk=False).get_matching_blocks()
+        kept += sum(block.size for block in blocks)
+    low, high = interval(kept, words)
+    print(f"\nwords of real captions kept: {kept / words:.4f} ({low:.4f} to {high:.4f}) of {words}")
+    assert len(captions) == 415 and kept / words > 0.99
+
+
+def test_the_account_sees_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data_prep.text.scrub", lambda text, _: text)
+    monkeypatch.setattr("data_prep.text.survivors", lambda *_: False)
+    found = account(planted_reports(40, seed=3))
+    assert sum(len(lines) for lines in found.left.values()) > 0.95 * sum(found.planted.values())
+    assert found.lost == []
