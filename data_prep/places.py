@@ -54,8 +54,8 @@ _CUE = re.compile(
 _KIND = (
     r"(?:(?:General|University|Regional|District|Community|Children's|County|Memorial|Royal|City|Central|Teaching|"
     r"Private)[ ])*(?:Hospitals?|Clinics?|Infirmary|Medical[ ]Cent(?:er|re)|Health[ ]Cent(?:er|re)|"
-    r"Imaging[ ]Cent(?:er|re)|Hospice|Sanatorium|Krankenhaus|Klinik|Klinikum|Universitätsklinikum|Praxis|Hôpital|Clinique|"
-    r"Ospedale|Clinica|Clínica|Szpital|Ziekenhuis|Sjukhus|Hastanesi)"
+    r"Imaging[ ]Cent(?:er|re)|Hospice|Sanatorium|Krankenhaus|Klinik|Klinikum|Universitätsklinikum|Praxis|Hôpital|"
+    r"Clinique|Ospedale|Clinica|Clínica|Szpital|Ziekenhuis|Sjukhus|Hastanesi)"
 )
 _HOSPITAL_WORD = re.compile(
     r"Hospital|Clini[cqk]|Infirmary|Cent(?:er|re)\b|Hospice|Sanatorium|Krankenhaus|[Kk]lini[ck]|Praxis|Hôpital|Ospedale|"

@@ -118,10 +118,9 @@ _SIGNING = frozenset(
 
 def scrub(text: str, found: Known) -> str:
     """Replace identifiers by ``[removed]``; runs of them become one, and spaces are evened out."""
-    text = remove_known(text, found)
-    for pattern in _PATTERNS[:2]:
+    for pattern in _PATTERNS[:2]:  # mail and links before the names that stand in them
         text = pattern.sub(REMOVED, text)
-    text = remove_places(text)
+    text = remove_places(remove_known(text, found))
     for pattern in _PATTERNS[2:]:
         text = pattern.sub(REMOVED, text)
     text = _after(text, _SURE, sure=True, keep_cue=False)

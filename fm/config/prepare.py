@@ -60,6 +60,9 @@ class PrepareConfig:
     can link pseudonyms to patients."""
     site: str = ""
     """Namespace of PatientIDs that name no issuer: the same number at two sites is two patients."""
+    link_file: str = ""
+    """CSV of issuer, patient_id, person that joins a person's numbers, across hospitals too; issuer as in the header,
+    or `site` where it names none. Keep it as restricted as the key."""
     volumes: Volumes = Volumes.all
     """What is kept of a series with several volumes (diffusion, BOLD)."""
     gaps: Gaps = Gaps.keep
