@@ -41,6 +41,8 @@ _IMAGE_CLASSES = {MR_IMAGE, ENHANCED_MR, LEGACY_ENHANCED_MR}
 _DICOMDIR = "1.2.840.10008.1.3.10"
 _SUFFIXES = {".dcm", ".ima", ".dic", ".dicom", ".mr"}
 
+_CAPTURED = ("DV", "DI", "DF", "WSD", "SD", "SI", "DRW")
+"""Conversion types of secondary captures: scans of film and paper, screens of workstations, drawings, video."""
 _SHARED_NUMBERS = frozenset(
     tag_for_keyword(name) for name in SCAN_TAGS + PEOPLE_TAGS + NUMBER_TAGS + PLACE_TAGS + DATE_TAGS + OTHER_TAGS
 ) | set(PRIVATE_B_VALUES)
@@ -234,7 +236,8 @@ def _left_out(ds: Dataset) -> Rule | None:
     text = f"{ds.get('SeriesDescription', '')} {ds.get('ProtocolName', '')}".lower()
     if modality == "SR" or sop_class.startswith("1.2.840.10008.5.1.4.1.1.88."):
         return Rule.STRUCTURED_REPORT
-    if sop_class.startswith("1.2.840.10008.5.1.4.1.1.7"):
+    captured = str(ds.get("ConversionType", "")).upper() in _CAPTURED
+    if sop_class.startswith("1.2.840.10008.5.1.4.1.1.7") or captured:
         return Rule.SECONDARY_CAPTURE
     if not sop_class and not modality:
         raise QuarantineError(Reason.BAD_HEADER)

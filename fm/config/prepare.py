@@ -42,6 +42,14 @@ class Gaps(StrEnum):
     quarantine = "quarantine"
 
 
+class BurnedIn(StrEnum):
+    """What happens to a series whose pixels seem to hold text."""
+
+    quarantine = "quarantine"
+    keep = "keep"
+    """Nothing is looked for in the pixels; series that call themselves annotated are left out all the same."""
+
+
 class UnknownReports(StrEnum):
     """What a report for a study that is not in the input means."""
 
@@ -67,6 +75,8 @@ class PrepareConfig:
     """What is kept of a series with several volumes (diffusion, BOLD)."""
     gaps: Gaps = Gaps.keep
     """What happens to a series with slices missing."""
+    burned_in: BurnedIn = BurnedIn.quarantine
+    """What happens to a series whose pixels seem to hold text; most scanners do not say it in the header."""
     labels: list[str] = field(default_factory=lambda: list(PHANTOM_LABELS))
     """Columns of the labels file that may enter the shards; numbers or short words."""
     test_fraction: float = 0.2
