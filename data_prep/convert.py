@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -78,7 +79,8 @@ def convert(headers: Sequence[Header], binary: str, timeout_s: float) -> list[Vo
         raise QuarantineError(Reason.TOO_LARGE)
     with tempfile.TemporaryDirectory(prefix="fm-prepare-") as folder:
         _run(headers, Path(folder), binary, timeout_s)
-        outputs = sorted(p for p in Path(folder, "out").glob("*.nii") if "_Eq" not in p.name)
+        # _Eq is interpolated over gaps; _ROI is an overlay plane, which may be text
+        outputs = sorted(p for p in Path(folder, "out").glob("*.nii") if not re.search("_Eq|_ROI", p.name))
         if not outputs:
             raise QuarantineError(Reason.CONVERTER_FAILED)
         volumes = [volume for path in outputs for volume in _load(path, grid, headers[0])]

@@ -10,8 +10,11 @@ import re
 
 from data_prep.headers import Identity, Scan
 
-VERSION = "1"
+VERSION = "2"
 """Version of these rules and of the report scrubbing; recorded in the manifest."""
+CONFIDENTIALITY_OPTIONS = "113100 113103 113105 113108 113111"
+"""DICOM PS3.15 annex E as codes of PS3.16 CID 7050: the basic profile; graphics and descriptors cleaned (no overlay,
+text or description is kept); age, sex and b-values of private elements retained. Pixels are refused, never cleaned."""
 
 _VENDORS = (
     ("siemens", r"siemens"),

@@ -11,6 +11,8 @@ MR_IMAGE = "1.2.840.10008.5.1.4.1.1.4"
 ENHANCED_MR = "1.2.840.10008.5.1.4.1.1.4.1"
 LEGACY_ENHANCED_MR = "1.2.840.10008.5.1.4.1.1.4.4"
 _IMAGE_CLASSES = {MR_IMAGE, ENHANCED_MR, LEGACY_ENHANCED_MR}
+_CAPTURED = ("DV", "DI", "DF", "WSD", "SD", "SI", "DRW")
+"""Conversion types of secondary captures: scans of film and paper, screens of workstations, drawings, video."""
 
 
 def left_out(ds: Dataset) -> Rule | None:
@@ -25,7 +27,8 @@ def left_out(ds: Dataset) -> Rule | None:
     text = f"{ds.get('SeriesDescription', '')} {ds.get('ProtocolName', '')}".lower()
     if modality == "SR" or sop_class.startswith("1.2.840.10008.5.1.4.1.1.88."):
         return Rule.STRUCTURED_REPORT
-    if sop_class.startswith("1.2.840.10008.5.1.4.1.1.7"):
+    captured = str(ds.get("ConversionType", "")).upper() in _CAPTURED
+    if sop_class.startswith("1.2.840.10008.5.1.4.1.1.7") or captured:
         return Rule.SECONDARY_CAPTURE
     if not sop_class and not modality:
         raise QuarantineError(Reason.BAD_HEADER)

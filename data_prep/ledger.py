@@ -60,6 +60,8 @@ class Reason(StrEnum):
     """The volume holds NaN or infinite voxels."""
     NO_TISSUE = "no_tissue"
     """Nothing but air."""
+    BURNED_IN = "burned_in"
+    """Text seems to be written into the pixels: look at it, and set prepare.burned_in=keep if it is none."""
     OUT_OF_MEMORY = "out_of_memory"
     """Needs more than prepare.memory_limit_gib."""
     WORKER_DIED = "worker_died"

@@ -21,8 +21,9 @@ from data_prep import deid
 from data_prep.convert import converter
 from data_prep.headers import Header, silence_pydicom
 from data_prep.inventory import Inventory, take_inventory
-from data_prep.keys import Keyring, default_key_file, open_keyring, write_link_table
+from data_prep.keys import Keyring, default_key_file, is_placeholder, open_keyring, write_link_table
 from data_prep.ledger import NO_SPACE, Entry, Reason, Tally
+from data_prep.persons import Persons, read_persons
 from data_prep.pool import Workers
 from data_prep.shards import ShardBuilder, ShardStore
 from data_prep.sources import private_folder
@@ -51,6 +52,7 @@ class _Inputs:
     inventory: Inventory
     reports: Linked
     labels: Linked
+    persons: Persons
     fingerprint: str
 
     @property
@@ -60,9 +62,7 @@ class _Inputs:
 
     def patient(self, headers: Sequence[Header]) -> str:
         """Pseudonym of a study's patient."""
-        identity = headers[0].identity
-        issuer = identity.issuer or self.config.site
-        return self.keyring.patient(issuer, identity.patient_id, headers[0].study_uid)
+        return self.persons.pseudonym(headers, self.keyring)
 
 
 def prepare(
@@ -96,6 +96,7 @@ def prepare(
     open_store(out)
     key_file = Path(config.key_file) if config.key_file else default_key_file(out)
     keyring = open_keyring(key_file, out)
+    persons = read_persons(config.link_file, config.site)
     unpacked = key_file.with_name(f"{key_file.name}-unpacked-{keyring.item(out)[:8]}")
     with (
         private_folder(unpacked) as scratch,
@@ -111,8 +112,9 @@ def prepare(
             keyring=keyring,
             key_file=key_file,
             inventory=inventory,
-            reports=_linked(reports, "report", ("patient_id", "text"), inventory, keyring),
-            labels=_linked(labels, "label", (), inventory, keyring),
+            reports=_linked(reports, "report", ("patient_id", "text"), inventory, keyring, persons),
+            labels=_linked(labels, "label", (), inventory, keyring, persons),
+            persons=persons,
             fingerprint=_fingerprint(inventory, reports, labels, config, keyring),
         )
         summary = _finished(inputs) or _make(inputs, binary, pool, bar)
@@ -149,10 +151,12 @@ def _progress() -> Progress:
     return Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
 
 
-def _linked(path: str | None, kind: str, needs: tuple[str, ...], inventory: Inventory, keyring: Keyring) -> Linked:
+def _linked(
+    path: str | None, kind: str, needs: tuple[str, ...], inventory: Inventory, keyring: Keyring, persons: Persons
+) -> Linked:
     if path is None:
         return Linked()
-    return link(read_table(path, f"{kind}s", needs), inventory.studies, keyring, kind)
+    return link(read_table(path, f"{kind}s", needs), inventory.studies, keyring, kind, persons)
 
 
 def _fingerprint(
@@ -166,9 +170,10 @@ def _fingerprint(
             name = inventory.names[header.path]
             digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
     settings = asdict(config)
-    for irrelevant in ("key_file", "memory_limit_gib", "convert_timeout_s", "unknown_reports"):
+    for irrelevant in ("key_file", "memory_limit_gib", "convert_timeout_s", "unknown_reports", "link_file"):
         settings.pop(irrelevant)
-    parts = (digest.hexdigest(), file_hash(reports), file_hash(labels), json.dumps(settings, sort_keys=True), VERSION)
+    tables = (file_hash(table) for table in (reports, labels, config.link_file or None))
+    parts = (digest.hexdigest(), *tables, json.dumps(settings, sort_keys=True), VERSION, deid.VERSION)
     return keyring.digest("fingerprint", *parts)
 
 
@@ -267,7 +272,12 @@ def _publish(store: ShardStore, inputs: _Inputs) -> PrepareSummary:
         sample.split = splits[sample.patient]
     summary = _summarise(store, inputs, tally, entries)
     publish(fs, f"{root}/{SUMMARY}", summary.to_json())
-    versions = {"prepare": VERSION, "deidentification": deid.VERSION, "input": store.fingerprint}
+    versions = {
+        "prepare": VERSION,
+        "deidentification": deid.VERSION,
+        "confidentiality_options": deid.CONFIDENTIALITY_OPTIONS,
+        "input": store.fingerprint,
+    }
     write_index(inputs.out, store.shards, samples, versions)
     return summary
 
@@ -297,8 +307,22 @@ def _summarise(store: ShardStore, inputs: _Inputs, tally: Tally, entries: Sequen
         refused_labels=sum(label_values(row, inputs.config.labels)[1] for row in rows),
         unlinked_labels=len(inputs.labels.unknown_rows),
         unknown_reports=inputs.reports.unknown_rows,
+        placeholder_patients=sum(
+            is_placeholder(headers[0].identity.patient_id) for headers in inputs.inventory.studies.values()
+        ),
+        linked_patients=_linked_patients(inputs),
         link_table=str(inputs.link_table),
     )
+
+
+def _linked_patients(inputs: _Inputs) -> int:
+    """Pseudonyms that join several patient numbers."""
+    numbers: dict[str, set[tuple[str, str]]] = {}
+    for headers in inputs.inventory.studies.values():
+        identity = headers[0].identity
+        if not is_placeholder(identity.patient_id):
+            numbers.setdefault(inputs.patient(headers), set()).add((identity.issuer, identity.patient_id))
+    return sum(len(found) > 1 for found in numbers.values())
 
 
 def _study_links(inputs: _Inputs) -> Iterator[tuple[str, str, str]]:

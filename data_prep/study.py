@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep import deid
+from data_prep.burned_in import holds_text
 from data_prep.convert import Volume, convert
 from data_prep.headers import Header, Scan
 from data_prep.keys import Keyring
@@ -22,7 +23,7 @@ from data_prep.sequences import is_localizer, recognise
 from data_prep.stacks import Stack, drop_duplicates, shell_of, split_series
 from data_prep.text import clean_report
 from fm.config.errors import UserError
-from fm.config.prepare import Gaps, PrepareConfig, Volumes
+from fm.config.prepare import BurnedIn, Gaps, PrepareConfig, Volumes
 from fm.data.sample import Agent, Contrast, LabelValue, Report, SeriesMeta, StudyMeta, to_json
 
 log = logging.getLogger(__name__)
@@ -189,6 +190,9 @@ def _convert(sample: _Sample, uid: str, number: int, stack: Stack) -> _Converted
         gaps = int(sum((~volume.slice_valid).sum() for volume in volumes))
         if gaps and config.gaps == Gaps.quarantine:
             raise QuarantineError(Reason.MISSING_SLICES)
+        looked_at = volumes[:: max(1, len(volumes) // 4)]  # a caption stands in all volumes of a series
+        if config.burned_in == BurnedIn.quarantine and any(holds_text(volume.values) for volume in looked_at):
+            raise QuarantineError(Reason.BURNED_IN)
     except QuarantineError as err:
         sample.quarantine(err.reason, len(headers), "series", uid, str(number))
         return None
@@ -268,7 +272,7 @@ def _report(sample: _Sample) -> Report | None:
         return None
     identities = list(dict.fromkeys(header.identity for header in job.headers))
     try:
-        return clean_report(job.report, identities, job.config.report_max_chars)
+        return clean_report(job.report, identities, job.config.report_max_chars, job.config.report_sections)
     except QuarantineError as err:
         entry = Entry(item=job.report_item, kind="report", reason=err.reason, study=job.key)
         sample.tally.entries.append(entry)

@@ -52,18 +52,29 @@ class PrepareSummary:
     """Label rows whose study is not in the input."""
     unknown_reports: list[int] = field(default_factory=list)
     """Row numbers of reports whose study is not in the input."""
+    placeholder_patients: int = 0
+    """Studies whose PatientID names nobody: each counts as a patient of its own."""
+    linked_patients: int = 0
+    """Patients whom the link file joined from several numbers."""
     link_table: str = ""
     """The restricted table from keyed ids to paths and UIDs."""
 
     def __str__(self) -> str:
         """A few lines for people."""
         refused = _counts(self.refused_reports)
+        flagged = [f"{self.linked_patients} patients joined by the link file"] if self.linked_patients else []
+        if self.placeholder_patients:
+            flagged.append(
+                f"{self.placeholder_patients} studies without a patient number (empty, *** and the like): each counts "
+                "as a patient of its own"
+            )
         return "\n".join(
             (
                 f"{self.files} files: {self.used} used, {_total(self.excluded)} excluded, "
                 f"{_total(self.quarantined)} quarantined",
                 f"{self.studies} studies of {self.patients} patients: {self.series} series, {self.volumes} volumes -> "
                 f"{self.members} members in {self.shards} shards; {self.missing_slices} missing slices marked",
+                *flagged,
                 f"contrasts: {_counts(self.contrasts)}",
                 f"{self.reports} reports" + (f"; not used: {refused}" if refused else ""),
                 f"splits: {_counts(self.splits)}",

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_prep.headers import Header
-from data_prep.keys import Keyring, is_placeholder
+from data_prep.keys import Keyring
 from data_prep.ledger import Entry, Reason
+from data_prep.persons import Persons
 from fm.config.errors import UserError
 from fm.data.sample import LabelValue
 
@@ -59,13 +60,18 @@ def read_table(path: str, what: str, needs: Sequence[str]) -> Iterator[dict[str,
 
 
 def link(
-    rows: Iterator[dict[str, str]], studies: Mapping[str, Sequence[Header]], keyring: Keyring, kind: str
+    rows: Iterator[dict[str, str]],
+    studies: Mapping[str, Sequence[Header]],
+    keyring: Keyring,
+    kind: str,
+    persons: Persons | None = None,
 ) -> Linked:
     """Find each row's study by UID, else by accession number, and check that the patient is the study's.
 
     A row of another patient, one whose accession number fits several studies, and an earlier row for the same study
     are quarantined; a later row counts as the corrected one.
     """
+    persons = persons or Persons()
     accessions: dict[str, list[str]] = {}
     for uid, headers in studies.items():
         for accession in {header.identity.accession for header in headers} - {""}:
@@ -86,7 +92,7 @@ def link(
                 continue
             uid = found[0]
         study = keyring.study(uid)
-        if not _same_patient(row.get("patient_id", ""), studies[uid]):
+        if not persons.same(row.get("patient_id", ""), studies[uid]):
             linked.entries.append(Entry(item=item, kind=kind, reason=Reason.REPORT_OTHER_PATIENT, study=study))
             continue
         if uid in linked.by_study:
@@ -125,14 +131,6 @@ def _label(cell: str) -> LabelValue | None:
         number = float(cell)
         return number if math.isfinite(number) else None
     return cell if _WORD.fullmatch(cell) else None
-
-
-def _same_patient(patient_id: str, headers: Sequence[Header]) -> bool:
-    wanted = patient_id.strip()
-    if not wanted or is_placeholder(wanted):
-        return True
-    known = {header.identity.patient_id for header in headers}
-    return wanted in known or all(is_placeholder(number) for number in known)
 
 
 def _csv_rows(text: str, path: str, what: str) -> Iterator[dict[str, str]]:

@@ -106,6 +106,7 @@ OTHER_TAGS = (
     "PixelSpacing",
     "ImageOrientationPatient",
     "BurnedInAnnotation",
+    "ConversionType",
 )
 """What an image needs to be one."""
 PRIVATE_B_VALUES = (BaseTag(0x0019100C), BaseTag(0x00651009))

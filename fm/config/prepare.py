@@ -22,6 +22,8 @@ PHANTOM_LABELS = (
     "findings",
 )
 
+REPORT_SECTIONS = ("findings", "impression", "technique", "history")
+
 
 class Volumes(StrEnum):
     """What is kept of a series that holds several volumes; named as YAML writes them."""
@@ -55,6 +57,14 @@ class Gaps(StrEnum):
     quarantine = "quarantine"
 
 
+class BurnedIn(StrEnum):
+    """What happens to a series whose pixels seem to hold text."""
+
+    quarantine = "quarantine"
+    keep = "keep"
+    """Nothing is looked for in the pixels; series that call themselves annotated are left out all the same."""
+
+
 class UnknownReports(StrEnum):
     """What a report for a study that is not in the input means."""
 
@@ -73,12 +83,17 @@ class PrepareConfig:
     can link pseudonyms to patients."""
     site: str = ""
     """Namespace of PatientIDs that name no issuer: the same number at two sites is two patients."""
+    link_file: str = ""
+    """CSV of issuer, patient_id, person that joins a person's numbers, across hospitals too; issuer as in the header,
+    or `site` where it names none. Keep it as restricted as the key."""
     source: Source = Source.auto
     """What the input holds."""
     volumes: Volumes = Volumes.mean
     """What is kept of a series with several volumes (diffusion, BOLD)."""
     gaps: Gaps = Gaps.keep
     """What happens to a series with slices missing."""
+    burned_in: BurnedIn = BurnedIn.quarantine
+    """What happens to a series whose pixels seem to hold text; most scanners do not say it in the header."""
     labels: list[str] = field(default_factory=lambda: list(PHANTOM_LABELS))
     """Columns of the labels file that may enter the shards; numbers or short words."""
     test_fraction: float = 0.2
@@ -87,6 +102,8 @@ class PrepareConfig:
     """Another number draws another split under the same key."""
     unknown_reports: UnknownReports = UnknownReports.refuse
     """What a report for a study that is not in the input means."""
+    report_sections: list[str] = field(default_factory=lambda: list(REPORT_SECTIONS))
+    """Sections of a report that enter the shards, among findings, impression, technique and history."""
     report_max_chars: int = 20_000
     """A longer report is quarantined; its study stays, without text."""
     quantisation_bits: int = 12
@@ -104,6 +121,10 @@ class PrepareConfig:
             raise ConfigError(f"prepare.test_fraction={self.test_fraction}: a share from 0 to below 1 is needed")
         if not 8 <= self.quantisation_bits <= 16:
             raise ConfigError(f"prepare.quantisation_bits={self.quantisation_bits}: choose 8 to 16")
+        if not self.report_sections or set(self.report_sections) - set(REPORT_SECTIONS):
+            raise ConfigError(
+                f"prepare.report_sections={self.report_sections}: choose among {', '.join(REPORT_SECTIONS)}"
+            )
         for name, value in (
             ("report_max_chars", self.report_max_chars),
             ("shard_mib", self.shard_mib),
