@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data_prep import deid
 from data_prep.convert import Volume
@@ -45,8 +46,7 @@ def encode_series(
     except ValueError:
         raise QuarantineError(Reason.NO_GEOMETRY) from None
     values = np.ascontiguousarray(axes.apply(volume.values))
-    valid = volume.slice_valid[::-1] if axes.flip[0] else volume.slice_valid
-    along = [volume.slice_mm[-1] - at for at in reversed(volume.slice_mm)] if axes.flip[0] else volume.slice_mm
+    valid, along = _slices(volume, axes.flip[0])
     air = border_connected_air(values, valid)
     box = bounding_box(~air)
     if box is None or int(air.size - np.count_nonzero(air)) < MIN_FOREGROUND:
@@ -87,3 +87,10 @@ def encode_series(
         evidence=recognition.evidence(),
     )
     return SeriesMember(meta=meta, payload=encoded.payload)
+
+
+def _slices(volume: Volume, flipped: bool) -> tuple[NDArray[np.bool_], list[float]]:
+    """Validity and place of each slice, in the order of the stored axis."""
+    if not flipped:
+        return volume.slice_valid, volume.slice_mm
+    return volume.slice_valid[::-1], [volume.slice_mm[-1] - at for at in reversed(volume.slice_mm)]
