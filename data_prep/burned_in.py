@@ -80,7 +80,7 @@ def _rows_of_letters(mask: NDArray[np.bool_]) -> bool:
 def _letters_in(piece: NDArray[np.bool_]) -> int:
     """Letters of a piece: letters that touch have two strokes each, the rim of a body has one or two over all."""
     strokes = int((np.diff(piece.astype(np.int8), axis=1, prepend=0) == 1).sum(axis=1).max())
-    return max(1, min(round(piece.shape[1] / piece.shape[0]), strokes // 2))
+    return max(1, min(int(np.rint(piece.shape[1] / piece.shape[0])), strokes // 2))
 
 
 def _aligned(

@@ -58,7 +58,7 @@ def known(identity: Sequence[Identity]) -> Known:
         exact.update(re.escape(written).replace(r"\ ", r"\s+") for day in one.dates for written in _written_dates(day))
         for person in one.people:
             parts = _name_parts(person)
-            plain = tuple(dict.fromkeys(fold(part) for part in parts))
+            plain = tuple(dict.fromkeys(spelling for part in parts for spelling in (fold(part), part.lower())))
             safe = {part for part in parts if not _is_word(fold(part)) or fold(part) in EPONYMS - EVERYDAY}
             names.update(spelling for part in safe for spelling in (fold(part), _two_letters(part)))
             if len(safe) < len(parts):
@@ -81,6 +81,11 @@ def remove_known(text: str, found: Known) -> str:
         text = found.exact.sub(REMOVED, text)
     written_small = {word for word in re.findall(r"(?<![\w'’-])[^\W\d_]+(?![\w'’-])", text) if word.islower()}
     text = WORD.sub(lambda word: _without_name(word, found, written_small), text)
+    return remove_words(text, found)
+
+
+def remove_words(text: str, found: Known) -> str:
+    """Replace the names that are words of reports where they are written as names; again once other names are gone."""
     for person in found.words:
         text = _without_words(text, person)
     return text
@@ -175,10 +180,13 @@ def _without_words(text: str, person: tuple[str, ...]) -> str:
     parts = "|".join(re.escape(part) for part in sorted(person, key=len, reverse=True))
     one = rf"(?i:(?:{parts}))"
     capital = rf"(?=[^\W\d_a-z]){one}\b"
-    between = r"(?:,\s*|\s+)(?:[^\W\d_a-z]\.?\s+)?"
+    particles = rf"(?:(?:{'|'.join(sorted(PARTICLES))})\s+)*"
+    between = rf"(?:,\s*|\s+)(?:[^\W\d_a-z]\.?\s+)?{particles}"
     text = re.sub(rf"(?<!\w)(?:{_TITLE})?{capital}(?:{between}{capital})+", REMOVED, text)
-    text = re.sub(rf"(?<!\w)(?:[^\W\d_a-z]\.\s?)+{capital}", REMOVED, text)
-    text = re.sub(rf"(?<=\[removed\])[\s,]+{capital}|(?<!\w){capital}[\s,]+(?=\[removed\])", f" {REMOVED} ", text)
+    text = re.sub(rf"(?<!\w)(?:[^\W\d_a-z]\.\s?)+{particles}{capital}", REMOVED, text)
+    text = re.sub(
+        rf"(?<=\[removed\])[\s,]+{particles}{capital}|(?<!\w){capital}[\s,]+(?=\[removed\])", f" {REMOVED} ", text
+    )
     text = re.sub(rf"(?<!\w)(?<!MR )(?<!MS ){_TITLE}{capital}", REMOVED, text)
     # a name in capitals is one in a line that is not all capitals
     shouted = re.compile(rf"(?<!\w)(?:{parts.upper()})(?!\w)")

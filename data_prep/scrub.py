@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from data_prep.people import PARTICLES, REMOVED, WORD, Known, fold, remove_known
+from data_prep.people import PARTICLES, REMOVED, WORD, Known, fold, remove_known, remove_words
 from data_prep.places import remove_places
 from data_prep.vocabulary import EPONYM_NOUNS, EPONYMS, EVERYDAY, given_names, is_clinical
 
@@ -128,7 +128,7 @@ def scrub(text: str, found: Known) -> str:
     for rule in (_DEGREE, _RELATED):
         text = rule.sub(_without_group, text)
     text = _INITIALS.sub(_without_initials, text)
-    text = _RUN.sub(_without_given, text)
+    text = remove_words(_RUN.sub(_without_given, text), found)
     text = re.sub(rf"(?<!\w)(?:(?:{'|'.join(sorted(PARTICLES))})\s+)+(?=\[removed\])", "", text)
     text = re.sub(r"\[removed\](?:[\s,;/^-]*\[removed\])+", REMOVED, text)
     text = re.sub(r"(?i)\b(?:drs?|prof|professor|doctor)\b\.?\s*(?=\[removed\])", "", text)

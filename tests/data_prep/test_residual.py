@@ -117,7 +117,7 @@ def table(found: Account) -> str:
         lines.append(f"  {kind}: {found.rate((kind, unseen) for unseen in (False, True))}")
     low, high = interval(found.words - len(found.lost), found.words)
     kept = 1 - len(found.lost) / found.words
-    lines.append(f"clinical words kept: {kept:.4f} ({low:.4f} to {high:.4f}) of {found.words}")
+    lines.append(f"clinical words kept: {kept:.5f} ({low:.5f} to {high:.5f}); {len(found.lost)} of {found.words} lost")
     lines.append(f"reports withheld: {found.withheld} of {REPORTS}")
     return "\n".join(lines)
 
