@@ -34,46 +34,7 @@ def build_model(
     """
     if not isinstance(model, VitTextConfig):
         raise ConfigError(f"model.kind={model.kind!r}: this version builds 'vit_text'")
-    text_model = read_text_config(model.text_from, model.text_max_tokens, vocab_size) if model.text_from else None
-    built = FmModel(
-        FmConfig(
-            patch_voxels=list(model.patch_voxels),
-            patch_stem=model.patch_stem.value,
-            cell_voxels=list(model.cell_voxels),
-            cell_channels=model.cell_channels,
-            dim=model.dim,
-            depth=model.depth,
-            heads=model.heads,
-            mlp=model.mlp.value,
-            mlp_ratio=model.mlp_ratio,
-            registers=model.registers,
-            qk_norm=model.qk_norm,
-            layer_scale=model.layer_scale,
-            drop_path=model.drop_path,
-            rope_min_period_mm=model.rope_min_period_mm,
-            rope_max_period_mm=model.rope_max_period_mm,
-            absolute_position=model.absolute_position,
-            study_encoder=model.study_encoder.value,
-            study_depth=model.study_depth,
-            pool_heads=model.pool_heads,
-            embed_dim=model.embed_dim,
-            vocab_size=vocab_size,
-            text_dim=model.text_dim,
-            text_depth=model.text_depth,
-            text_heads=model.text_heads,
-            text_max_tokens=model.text_max_tokens,
-            text_window=model.text_window,
-            text_model=text_model,
-            text_training=model.text_training.value,
-            lora_rank=model.lora_rank,
-            initial_temperature=initial_temperature,
-            initial_bias=initial_bias,
-            spacing_mm=data.spacing_mm,
-            slice_spacing_mm=data.slice_spacing_mm,
-            min_tissue=data.min_tissue,
-            max_series=data.max_series,
-        )
-    )
+    built = FmModel(_config(model, data, vocab_size, initial_temperature, initial_bias))
     if model.text_from:
         built.text.load(model.text_from)
     if model.init_from:
@@ -82,3 +43,47 @@ def build_model(
     if model.compile_blocks:
         built.image.compile_blocks()
     return built
+
+
+def _config(
+    model: VitTextConfig, data: DataConfig, vocab_size: int, initial_temperature: float, initial_bias: float
+) -> FmConfig:
+    """What an export needs to be read without the run's own configuration."""
+    text_model = read_text_config(model.text_from, model.text_max_tokens, vocab_size) if model.text_from else None
+    return FmConfig(
+        patch_voxels=list(model.patch_voxels),
+        patch_stem=model.patch_stem.value,
+        cell_voxels=list(model.cell_voxels),
+        cell_channels=model.cell_channels,
+        dim=model.dim,
+        depth=model.depth,
+        heads=model.heads,
+        mlp=model.mlp.value,
+        mlp_ratio=model.mlp_ratio,
+        registers=model.registers,
+        qk_norm=model.qk_norm,
+        layer_scale=model.layer_scale,
+        drop_path=model.drop_path,
+        rope_min_period_mm=model.rope_min_period_mm,
+        rope_max_period_mm=model.rope_max_period_mm,
+        absolute_position=model.absolute_position,
+        study_encoder=model.study_encoder.value,
+        study_depth=model.study_depth,
+        pool_heads=model.pool_heads,
+        embed_dim=model.embed_dim,
+        vocab_size=vocab_size,
+        text_dim=model.text_dim,
+        text_depth=model.text_depth,
+        text_heads=model.text_heads,
+        text_max_tokens=model.text_max_tokens,
+        text_window=model.text_window,
+        text_model=text_model,
+        text_training=model.text_training.value,
+        lora_rank=model.lora_rank,
+        initial_temperature=initial_temperature,
+        initial_bias=initial_bias,
+        spacing_mm=data.spacing_mm,
+        slice_spacing_mm=data.slice_spacing_mm,
+        min_tissue=data.min_tissue,
+        max_series=data.max_series,
+    )
