@@ -10,6 +10,7 @@ from transformers import AutoModel
 
 from fm.batch import PackedTokens, TextBatch
 from fm.models import FmConfig, FmModel
+from fm.models.patch import ConvStem
 from fm.models.text import Phrase
 
 MakePack = Callable[..., PackedTokens]
@@ -43,6 +44,23 @@ def test_initialisation_reaches_every_parameter(tiny_config: FmConfig) -> None:
     assert model.image.blocks[0].scale1.scale.eq(tiny_config.layer_scale).all()
     scale, bias = model.contrast_scale()
     assert abs(scale.item() - 1 / tiny_config.initial_temperature) < 1e-3 and bias.item() == 0
+
+
+def test_contrasts_start_far_apart_and_places_small(tiny_config: FmConfig) -> None:
+    tiny_config.cell_channels, tiny_config.absolute_position = 64, True
+    torch.manual_seed(0)
+    image = FmModel(tiny_config).image
+    stem, absolute = image.stem, image.absolute
+    assert isinstance(stem, ConvStem) and absolute is not None
+    for weight, std in (
+        (stem.film.weight, 1.0),
+        (stem.place.linear.weight, 0.3 * stem.place.linear.in_features**-0.5),
+        (absolute.linear.weight, 0.3 * absolute.linear.in_features**-0.5),
+        (image.condition.spacing.weight, 0.1),
+        (image.condition.contrast.weight, tiny_config.initializer_range),
+        (stem.mix.weight, stem.mix.in_features**-0.5),
+    ):
+        assert weight.std().item() == pytest.approx(std, rel=0.15)
 
 
 def test_the_same_seed_gives_the_same_model(tiny_config: FmConfig, tiny_model: FmModel) -> None:
