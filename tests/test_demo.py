@@ -42,7 +42,7 @@ def test_training_ran_on_two_processes_to_its_last_step(miniature_demo: Path) ->
     assert json.loads((run / "verdict.json").read_text())["outcome"] == "done"
     committed = list((run / "checkpoints").glob("step-*/COMMITTED"))
     assert [path.parent.name for path in committed] == ["step-00000004"]
-    assert len(list(committed[0].parent.rglob("*optim_states.pt"))) == 2
+    assert len(list(committed[0].parent.glob("moments-*-of-00002.safetensors"))) == 2
     assert list((run / "wandb").glob("offline-run-*"))
 
 
