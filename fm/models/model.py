@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,10 +23,9 @@ from fm.models.config import FmConfig
 from fm.models.names import load_scalars
 from fm.models.patch import ConvStem, LinearStem, Sizes
 from fm.models.pool import GatedPool
-from fm.models.position import FourierPosition
 from fm.models.study import StudyTransformer
 from fm.models.text import TextEncoder
-from fm.models.vit import Condition, LayerScale, Prefix, VisionTransformer
+from fm.models.vit import LayerScale, Prefix, VisionTransformer
 
 
 @dataclass(kw_only=True)  # no slots: DeepSpeed's ZeRO-3 hooks look for tensors in vars() of what a module returns
@@ -83,22 +82,22 @@ class FmModel(PreTrainedModel):
         self.text = TextEncoder(config)
         self.text_projection = nn.Linear(self.text.dim, config.embed_dim, bias=False)
         self.scale = ContrastScale(config)
-        self._starts = dict(_starts(self))
         self.post_init()  # type: ignore[no-untyped-call]  # transformers has no types here
         self.text.choose_trained()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Linear maps N(0, 1/fan-in) and embeddings N(0, 0.02²) but those of :func:`_starts`, norms 1, biases 0.
+        """Linear maps N(0, 1/fan-in), embeddings and prefix tokens N(0, 0.02²), norms 1, biases 0.
 
-        transformers calls this for modules that hold parameters of their own, and for no others.
+        transformers calls this for modules that hold parameters of their own, and for no others: what a module's parts
+        start from cannot be said at the module.
         """
         if isinstance(module, nn.Linear):
-            normal_(module.weight, std=self._starts.get(module, module.in_features**-0.5))
+            normal_(module.weight, std=module.in_features**-0.5)
             if module.bias is not None:
                 zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
-            normal_(module.weight, std=self._starts.get(module, self.config.initializer_range))
+            normal_(module.weight, std=self.config.initializer_range)
         elif isinstance(module, nn.LayerNorm):
             ones_(module.weight)
             zeros_(module.bias)
@@ -198,21 +197,6 @@ class FmModel(PreTrainedModel):
         if studies is None:
             studies = int(views.study_S.max()) + 1 if views.study_S.numel() else 0
         return self.encode_image(views, studies)
-
-
-def _starts(model: nn.Module) -> Iterator[tuple[nn.Module, float]]:
-    """Maps and embeddings that start otherwise than their kind, with the standard deviation of their weights.
-
-    Position and spacing start small beside what a patch shows; the stem's contrasts start far apart, so that each
-    channel speaks for few of them: a bright spot on FLAIR must not drown in the CSF of a T2w series.
-    """
-    for module in model.modules():
-        if isinstance(module, FourierPosition):
-            yield module.linear, 0.3 * module.linear.in_features**-0.5
-        elif isinstance(module, Condition):
-            yield module.spacing, 0.1
-        elif isinstance(module, ConvStem):
-            yield module.film, 1.0
 
 
 def _rows(value_S: Tensor, views: PackedTokens) -> Tensor:

@@ -46,17 +46,18 @@ def test_initialisation_reaches_every_parameter(tiny_config: FmConfig) -> None:
     assert abs(scale.item() - 1 / tiny_config.initial_temperature) < 1e-3 and bias.item() == 0
 
 
-def test_contrasts_start_far_apart_and_places_small(tiny_config: FmConfig) -> None:
+def test_weights_start_as_the_docstring_says(tiny_config: FmConfig) -> None:
+    """Measured, not believed: transformers skips modules that hold no parameters of their own."""
     tiny_config.cell_channels, tiny_config.absolute_position = 64, True
     torch.manual_seed(0)
     image = FmModel(tiny_config).image
     stem, absolute = image.stem, image.absolute
     assert isinstance(stem, ConvStem) and absolute is not None
     for weight, std in (
-        (stem.film.weight, 1.0),
-        (stem.place.linear.weight, 0.3 * stem.place.linear.in_features**-0.5),
-        (absolute.linear.weight, 0.3 * absolute.linear.in_features**-0.5),
-        (image.condition.spacing.weight, 0.1),
+        (stem.film.weight, tiny_config.initializer_range),
+        (stem.place.linear.weight, stem.place.linear.in_features**-0.5),
+        (absolute.linear.weight, absolute.linear.in_features**-0.5),
+        (image.condition.spacing.weight, 3**-0.5),
         (image.condition.contrast.weight, tiny_config.initializer_range),
         (stem.mix.weight, stem.mix.in_features**-0.5),
     ):
