@@ -127,7 +127,7 @@ class OptimizerShard:
         groups = self._optimizer.param_groups
         for name, parameter in parameters.items():
             # DeepSpeed's own record of where a parameter lies in this rank's partition; None where it does not.
-            mapping = parameter._hp_mapping  # type: ignore[attr-defined]
+            mapping = parameter._hp_mapping  # type: ignore[attr-defined]  # set by DeepSpeed
             if mapping is not None:
                 yield Piece(
                     name=name,
