@@ -11,6 +11,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -171,11 +172,12 @@ def padded_attention(real: list[int]) -> Callable[[Tensor, Tensor, Tensor, Pack]
 
 def pad(single: PackedTokens, longest: int) -> PackedTokens:
     missing = longest - single.lengths[0]
-    single = concat([single])
-    single.patches_TP = F.pad(single.patches_TP, (0, 0, 0, missing))
-    single.position_T3 = F.pad(single.position_T3, (0, 0, 0, missing))
-    single.offsets_S1 = torch.tensor([0, longest])
-    return single
+    return replace(
+        single,
+        patches_TP=F.pad(single.patches_TP, (0, 0, 0, missing)),
+        position_T3=F.pad(single.position_T3, (0, 0, 0, missing)),
+        offsets_S1=torch.tensor([0, longest]),
+    )
 
 
 class Padded:
