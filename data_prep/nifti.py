@@ -104,7 +104,7 @@ def load_nifti(header: Header) -> list[Volume]:
 
 
 def _opened(path: str) -> BinaryIO:
-    return gzip.open(path, "rb") if path.endswith(".gz") else Path(path).open("rb")  # type: ignore[return-value]
+    return gzip.open(path, "rb") if path.endswith(".gz") else Path(path).open("rb")  # type: ignore[return-value]  # GzipFile reads alike
 
 
 def _sizeof(start: bytes) -> int:

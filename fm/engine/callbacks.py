@@ -66,7 +66,6 @@ class Keeper(pl.Callback):
             saved = load_checkpoint(
                 self._resume_from,
                 self._describe(module),
-                engine=module.engine,
                 teacher=module.teacher,
                 shard=module.shard,
                 student=self._student,

@@ -11,7 +11,6 @@ import json
 import logging
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -30,7 +29,6 @@ TEACHER_FILE = "teacher.safetensors"
 STUDENT_FILE = "student.safetensors"
 MODEL_FOLDER = "model"
 _MOMENTS_FILE = "moments-{:05d}-of-{:05d}.safetensors"
-_DEEPSPEED_FOLDER = "engine"
 _BYTES_PER_PARAMETER = 16
 """Master, teacher and two moments, float32 each."""
 
@@ -115,7 +113,6 @@ def load_checkpoint(
     folder: Path,
     state: RunState,
     *,
-    engine: Any,
     teacher: Teacher,
     shard: OptimizerShard,
     student: StudentModule,
@@ -134,12 +131,9 @@ def load_checkpoint(
     weights = load_file(folder / TEACHER_FILE)
     if set(weights) != set(teacher.state()):
         raise CheckpointError(f"checkpoint {folder}: the teacher has other parameters than this run's")
-    if (folder / _DEEPSPEED_FOLDER).is_dir():
-        _load_deepspeed(folder, state, saved, engine)
-    else:
-        if rank() == 0 and (changes := state.changes(saved)):
-            log.warning("the layout has changed since step %d: %s", saved.step, ", ".join(changes))
-        _load_shard(folder, saved, shard, student)
+    if rank() == 0 and (changes := state.changes(saved)):
+        log.warning("the layout has changed since step %d: %s", saved.step, ", ".join(changes))
+    _load_shard(folder, saved, shard, student)
     teacher.copy_from(weights)
     barrier()
     return saved
@@ -155,17 +149,6 @@ def _load_shard(folder: Path, saved: RunState, shard: OptimizerShard, student: S
         shard.load(folder / STUDENT_FILE, moments)
     except (ShardError, OSError) as err:
         raise CheckpointError(f"checkpoint {folder}: {err}") from err
-
-
-def _load_deepspeed(folder: Path, state: RunState, saved: RunState, engine: Any) -> None:
-    """Load a step whose optimiser state earlier versions left to DeepSpeed: for its own layout only."""
-    if changes := state.changes(saved):
-        raise CheckpointError(
-            f"the checkpoint at step {saved.step} is of an earlier version and fits its own layout only: {changes[0]}"
-        )
-    path, _ = engine.load_checkpoint(str(folder), tag=_DEEPSPEED_FOLDER, load_lr_scheduler_states=False)
-    if path is None:
-        raise CheckpointError(f"checkpoint {folder}: DeepSpeed could not load it")
 
 
 def describe(*, step: int, stage: int, precision: str, dataset_id: str, student: nn.Module) -> RunState:

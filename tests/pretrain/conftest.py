@@ -143,7 +143,7 @@ def two_rank_runs(
     new_run: Callable[..., Path],
     scenarios: Callable[..., str],
 ) -> dict[str, Path]:
-    """Six runs trained by one pair of processes: the launch is what costs. ``out`` is what they printed."""
+    """Five runs trained by one pair of processes: the launch is what costs. ``out`` is what they printed."""
     root = tmp_path_factory.mktemp("two_ranks")
     kinds = {
         "bf16": ("averages", "max_steps=5", "trainer.precision=bf16", "trainer.profile_steps=[2,3]"),
@@ -151,7 +151,6 @@ def two_rank_runs(
         "sharded": ("averages", "max_steps=5", "trainer.precision=fp32"),
         "damaged": ("refuses", "max_steps=8", "trainer.checkpoint_every_steps=2"),
         "calm": ("plain", *CALM),
-        "earlier": ("earlier", *CALM),
     }
     made = {name: new_run(root / name, dataset, *words) for name, (_, *words) in kinds.items()}
     out = scenarios(2, *(f"{kinds[name][0]}={folder}" for name, folder in made.items()))

@@ -6,7 +6,6 @@ Called under torchrun, or alone: ``scenarios.py NAME=RUN_DIR …``.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,11 +18,9 @@ from deepspeed.utils import safe_get_full_fp32_param
 
 import fm.pretrain.run as pretrain_run
 from fm.config.errors import UserError
-from fm.engine import callbacks
 from fm.engine.checkpoint import CheckpointError, CheckpointStore
 from fm.engine.module import TrainingModule
 from fm.engine.schedules import teacher_momentum
-from fm.engine.state import capture
 from fm.engine.verdict import Outcome
 from fm.objectives import build_objective
 from launch.runs import attempt_job
@@ -129,31 +126,6 @@ def plain(run_dir: Path) -> None:
     assert pretrain_run.pretrain(attempt_job(run_dir), run_dir) is Outcome.DONE
 
 
-def earlier(run_dir: Path) -> None:
-    """A checkpoint as earlier versions wrote it, the optimiser's state in DeepSpeed's own files, is gone on with."""
-    job = attempt_job(run_dir)
-    trained: list[TrainingModule] = []
-
-    def captured(state: Any, **parts: Any) -> Any:
-        snapshot = capture(state, **parts)
-        snapshot.tensors = {name: value for name, value in snapshot.tensors.items() if not name.startswith("moments")}
-        (partial,) = (run_dir / "checkpoints").glob("*.tmp")
-        trained[-1].engine.save_checkpoint(str(partial), tag="engine", save_latest=False)
-        return snapshot
-
-    def after(module: TrainingModule, _: Any) -> None:
-        if module.completed_steps == 5 and RANK == 0:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    callbacks.capture = captured
-    try:
-        with around_steps(trained.append, after):
-            assert pretrain_run.pretrain(job, run_dir) is Outcome.REQUEUE
-    finally:
-        callbacks.capture = capture
-    assert pretrain_run.pretrain(job, run_dir) is Outcome.DONE
-
-
 def refuses(run_dir: Path) -> None:
     """A run whose every checkpoint is damaged raises on every rank, and does not begin again."""
     job = attempt_job(run_dir)
@@ -180,6 +152,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     for word in sys.argv[1:]:
         name, _, folder = word.partition("=")
-        known = {"averages": averages, "skips": skips, "plain": plain, "refuses": refuses, "earlier": earlier}
+        known = {"averages": averages, "skips": skips, "plain": plain, "refuses": refuses}
         known[name](Path(folder))
         print(f"rank {RANK}: {name} holds", flush=True)
