@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import IO
 
 from fm.config.errors import UserError
 from fm.config.launch import LaunchConfig, LocalLaunch
@@ -42,10 +43,17 @@ class WorkerError(UserError):
 
 @dataclass(kw_only=True, slots=True)
 class Topology:
-    """Processes on this machine and CPU threads of each."""
+    """Processes on this machine, CPU threads of each, and the other machines of the run."""
 
     processes: int
     threads: int
+    nodes: int = 1
+    rank: int = 0
+    """Number of this machine among `nodes`."""
+    master: str = ""
+    """Name of machine 0, at which the workers meet."""
+    port: int = 0
+    """TCP port of that; one machine alone picks a free one."""
 
 
 def topology(launch: LaunchConfig, gpus: int, cores: int) -> Topology:
@@ -55,7 +63,9 @@ def topology(launch: LaunchConfig, gpus: int, cores: int) -> Topology:
         UserError: a kind of launch that starts no local processes.
     """
     if not isinstance(launch, LocalLaunch):
-        raise UserError(f"launch.kind={launch.kind}: this verb starts local processes only")
+        raise UserError(
+            f"launch={launch.kind}: this verb starts processes on this machine; use fm submit verb=pretrain …"
+        )
     processes = launch.processes or gpus or min(2, max(1, cores))
     return Topology(processes=processes, threads=launch.threads_per_process or max(1, cores // processes))
 
@@ -73,8 +83,11 @@ def run_workers(
         max_steps: steps of the whole run, for the progress view.
         advice: what to do where the workers are killed for memory.
 
+    Of several machines each calls it; the first one holds the folder, shows the progress and knows the end.
+
     Returns:
-        0 when the run is done, 75 when it was stopped and should be run again.
+        0 when the run is done, 75 when it was stopped and should be run again; on machines but the first torchrun's own
+        code.
 
     Raises:
         WorkerError: the workers failed, or were killed.
@@ -90,16 +103,13 @@ def run_workers(
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
     }
+    if place.rank:
+        with open(run_dir / f"events-node-{place.rank}.log", "ab") as events:
+            process = _start(command, environment, events)
+            with _forwarded(process):
+                return process.wait()
     with _locked(run_dir), open(run_dir / EVENTS, "ab") as events, ProgressView(max_steps) as view:
-        process = subprocess.Popen(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=events,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=die_with_parent,
-        )
+        process = _start(command, environment, events)
         rows, notices = _follow(run_dir / METRICS), _follow_lines(run_dir / EVENTS)
         with _forwarded(process) as forwarded:
             while process.poll() is None:
@@ -110,19 +120,40 @@ def run_workers(
 
 
 def torchrun(place: Topology, signal_lead_s: int, worker: Sequence[str]) -> list[str]:
-    """The torchrun command for one machine; the port is free because torchrun picks it."""
+    """The torchrun command of one machine; alone, its port is free because torchrun picks it.
+
+    Several machines have fixed ranks: rank 0, which writes the verdict, must be on the machine that reads it.
+    """
+    alone = ["--standalone", "--local-addr=127.0.0.1"]
+    together = [
+        f"--nnodes={place.nodes}",
+        f"--node-rank={place.rank}",
+        f"--master-addr={place.master}",
+        f"--master-port={place.port}",
+    ]
     return [
         sys.executable,
         "-m",
         "torch.distributed.run",
-        "--standalone",
-        "--local-addr=127.0.0.1",
+        *(alone if place.nodes == 1 else together),
         f"--nproc-per-node={place.processes}",
         "--max-restarts=0",
         "--signals-to-handle=" + ",".join(number.name for number in STOP_SIGNALS),
         f"--shutdown-timeout={signal_lead_s}",
         *worker,
     ]
+
+
+def _start(command: list[str], environment: dict[str, str], events: IO[bytes]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=events,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        preexec_fn=die_with_parent,
+    )
 
 
 def _exit_code(run_dir: Path, attempt: str, returncode: int, advice: str = "", stopped: bool = False) -> int:

@@ -22,6 +22,10 @@ from fm.config.root import JOBS, PretrainJob
 
 RUN_FILE = "run.yaml"
 ATTEMPTS = "attempts.jsonl"
+BEGUN = "begun"
+"""File with the name of the attempt that an engine started last."""
+COMMIT = "COMMIT"
+"""File of a packed copy of the code with the commit that it was made from."""
 MAY_CHANGE = ("launch.", "tracker.", "trainer.")
 """Prefixes of keys that an attempt may change: no result changes but by rounding. :data:`MAY_CHANGE_KEYS` too."""
 MAY_CHANGE_KEYS = ("max_steps", "data.accept", "data.micro_batch_size", "data.prefetch", "data.workers")
@@ -74,6 +78,20 @@ def open_stage(verb: str, job: Any, folder: Path) -> Any:
     if not (folder / RUN_FILE).is_file():
         return start(verb, plain(job), folder)
     return _go_on(verb, folder, plain(job), None)
+
+
+def begin_attempt(folder: Path) -> str:
+    """The name of the attempt that starts now, in a run that an engine may start again by itself.
+
+    A recorded attempt that never began is begun; else one like the last is recorded.
+    """
+    recorded = attempts(folder)
+    begun = folder / BEGUN
+    if begun.is_file() and begun.read_text().strip() == str(recorded[-1]["attempt"]):
+        _record(folder, recorded[-1]["changes"], None)
+    name = str(attempts(folder)[-1]["attempt"])
+    begun.write_text(name)
+    return name
 
 
 def attempt_job(folder: Path) -> Any:
@@ -219,6 +237,8 @@ def _dataset_id(job: Any) -> str | None:
 def commit() -> str:
     """The commit of the clone, with ``+changes`` where tracked files differ from it; ``unknown`` without git."""
     clone = registry.CONFIGS.parent
+    if (packed := clone / COMMIT).is_file():
+        return packed.read_text(encoding="utf-8").strip()
     try:
         head = _git(clone, "rev-parse", "HEAD")
         return head + ("+changes" if _git(clone, "status", "--porcelain", "--untracked-files=no") else "")

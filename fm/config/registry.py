@@ -152,9 +152,14 @@ def is_polymorphic(cls: type) -> bool:
 
 
 def kinds(base: type) -> dict[str, type]:
-    """The subclasses of a polymorphic base by the value of their ``kind``."""
+    """The concrete subclasses of a polymorphic base, at any depth, by the value of their ``kind``."""
+    found: dict[str, type] = {}
     subclasses: list[type] = base.__subclasses__()
-    return {str(keys(sub)["kind"].default): sub for sub in subclasses}
+    for sub in subclasses:
+        # With slots, a dataclass is made twice; the first class lives on among the subclasses for a while.
+        kind = str(keys(sub)["kind"].default)
+        found |= kinds(sub) if kind == REQUIRED else {kind: sub}
+    return found
 
 
 def variants(cls: type) -> list[type]:

@@ -122,8 +122,7 @@ def _compiler() -> list[Fact]:
 def _slurm() -> list[Fact]:
     if (sbatch := shutil.which("sbatch")) is None:
         return [Fact("Slurm", "no sbatch here", "submit from a login node of the cluster")]
-    advice = "" if find_spec("submitit") else 'pip install -e ".[slurm]" -c constraints.txt'
-    return [Fact("Slurm", sbatch, advice)]
+    return [Fact("Slurm", sbatch)]
 
 
 def _storage() -> list[Fact]:

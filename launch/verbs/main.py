@@ -142,6 +142,10 @@ def _dispatch(words: list[str]) -> int:
 def _run(verb: str, line: CommandLine) -> int:
     from fm.config import compose
 
+    if verb == "submit" and not line.show_config:
+        from launch.verbs.submit import submit
+
+        return submit(line.words, line.config_dirs, line.sweep)
     request = compose.parse(verb, line.words, line.config_dirs)
     if line.show_config:
         print(compose.composed_yaml(request), end="")

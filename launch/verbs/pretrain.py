@@ -20,7 +20,7 @@ def run(job: PretrainJob) -> int:
     """Start the workers of a run and wait for them; returns 0 when done, 75 when stopped and to be run again."""
     run_dir = Path(str(job.run))
     place = topology(job.launch, 0 if job.trainer.device is Device.cpu else gpu_count(), len(os.sched_getaffinity(0)))
-    _check_batches(job, place.processes)
+    check_batches(job, place.processes)
     code = run_workers(
         run_dir,
         attempt=str(attempts(run_dir)[-1]["attempt"]),
@@ -37,7 +37,7 @@ def run(job: PretrainJob) -> int:
     return code
 
 
-def _check_batches(job: PretrainJob, processes: int) -> None:
+def check_batches(job: PretrainJob, processes: int) -> None:
     """Refuse, before any process starts, batch sizes that processes and studies do not allow."""
     shares(job.data.global_batch_size, job.data.micro_batch_size, processes)
     manifest = Manifest.open(job.data.url, access_of(job.data)).select(split=job.data.split)

@@ -32,7 +32,7 @@ def test_topology(launch: LocalLaunch, gpus: int, cores: int, expected: tuple[in
 
 
 def test_other_kinds_of_launch_are_refused() -> None:
-    with pytest.raises(UserError, match=r"launch\.kind=slurm"):
+    with pytest.raises(UserError, match=r"use fm submit"):
         topology(LaunchConfig(kind="slurm"), 0, 2)
 
 
