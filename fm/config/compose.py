@@ -149,10 +149,10 @@ def _parse_word(verb: str, word: str, config_dirs: Sequence[Path]) -> Override:
 
 
 def _advice(verb: str, key: str, known: Sequence[str]) -> str:
-    """What to write instead of an unknown key: the nearest, or the verb that has it."""
-    elsewhere = [f"fm {other}" for other, job in JOBS.items() if key in dict(registry.walk(job))]
-    if (found := registry.nearest(key, known)) is None and elsewhere:
+    """What to write instead of an unknown key: the verb that has it, or the nearest."""
+    if elsewhere := [f"fm {other}" for other, job in JOBS.items() if key in dict(registry.walk(job))]:
         return f"it belongs to {', '.join(elsewhere)}"
+    found = registry.nearest(key, known)
     return f"did you mean {found}?" if found else f"see fm {verb} --help"
 
 

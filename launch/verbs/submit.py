@@ -153,7 +153,9 @@ def _plain_verb(job: SubmitJob, launch: ClusterLaunch, request: Request) -> int:
     """Send a verb that runs as one process: the same command line, on one node."""
     if launch.nodes > 1:
         raise ConfigError(f"launch.nodes={launch.nodes}: fm {job.verb} runs on one node; it starts its own workers")
-    compose.compose_values(request)
+    values = compose.compose_values(request)
+    if not (Path(str(request.chosen("run"))) / runs.RUN_FILE).is_file():
+        build(JOBS[job.verb], values)
     words = [f"{item.key}={item.value}" for item in request.overrides if item.key.split(".")[0] != "launch"]
     words += [f"--config-dir={folder.resolve()}" for folder in request.config_dirs]
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")

@@ -70,10 +70,8 @@ def started(words: list[str], tmp_path: Path) -> Callable[..., list[subprocess.P
         processes = []
         for rank in range(2):
             own = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "PET_"))}
-            path = os.pathsep.join(
-                [path_of_node_1] * (rank and path_of_node_1 != "") + [str(Path(__file__).parents[2])]
-            )
-            environment = {**own, "PYTHONPATH": path}
+            first = [path_of_node_1] if rank and path_of_node_1 else []
+            environment = {**own, "PYTHONPATH": os.pathsep.join([*first, str(Path(__file__).parents[2])])}
             environment |= variables(engine, rank, port, tmp_path)
             command = [sys.executable, "-m", "launch.node", str(run), str(seed)]
             processes.append(

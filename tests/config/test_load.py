@@ -24,7 +24,18 @@ REQUIRED = {
     "runs list": [],
     "checkpoint list": ["from_run=r"],
     "checkpoint verify": ["from_run=r"],
+    "submit": ["verb=pretrain"],
+    "jobs list": [],
+    "jobs logs": ["folder=runs/first"],
+    "jobs cancel": ["folder=runs/first"],
+    "jobs resubmit": ["folder=runs/first"],
 }
+
+OF_OPTIONS = {
+    "launch=kubernetes": ["launch.image=fm:1"],
+    "launch=sagemaker": ["launch.image=fm:1", "launch.role=arn", "launch.output=s3://bucket/models"],
+}
+"""What an option leaves to its user."""
 
 
 class Colour(StrEnum):
@@ -93,7 +104,7 @@ def test_the_demo_has_every_group_that_has_options() -> None:
 
 @pytest.mark.parametrize(("verb", "words"), shipped(), ids=lambda value: str(value))
 def test_every_shipped_configuration_composes_and_round_trips(verb: str, words: list[str], tmp_path: Path) -> None:
-    job = compose(verb, [*REQUIRED[verb], *words])
+    job = compose(verb, [*REQUIRED[verb], *words, *(more for word in words for more in OF_OPTIONS.get(word, []))])
     save(job, tmp_path / "run.yaml", verb=verb)
     again = load(tmp_path / "run.yaml")
     assert again == job
