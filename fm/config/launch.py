@@ -60,8 +60,9 @@ class ClusterLaunch(LaunchConfig):
     """Folders that a container sees, as SOURCE:PATH."""
     folder: str = ""
     """The run folder as the nodes see it; empty: under the same path as here."""
-    port: int = 29500
-    """First of three TCP ports in a row on the first node at which its nodes meet."""
+    port: int = 0
+    """First of three TCP ports in a row on the first node at which the nodes meet; 0: from the number of Slurm's job,
+    29500 on the other engines."""
     preflight: bool = True
     """Whether the nodes are checked before they train."""
 
@@ -76,8 +77,8 @@ class ClusterLaunch(LaunchConfig):
             raise ConfigError(
                 f"launch.processes={self.processes} on launch.gpus={self.gpus}: each process needs a GPU of its own"
             )
-        if not 1024 <= self.port <= 65000:
-            raise ConfigError(f"launch.port={self.port}: take one between 1024 and 65000")
+        if self.port and not 1024 <= self.port <= 65000:
+            raise ConfigError(f"launch.port={self.port}: take one between 1024 and 65000, or 0")
         for mount in self.mounts:
             if len(mount.split(":")) != 2 or not mount.split(":")[1].startswith("/"):
                 raise ConfigError(f"launch.mounts: {mount} is not SOURCE:/PATH")

@@ -19,7 +19,7 @@ class Meeting:
     """Every node's entrypoint at one TCP port of node 0."""
 
     def __init__(self, master: str, port: int, nodes: int, rank: int, timeout_s: int = 600) -> None:
-        """Meet; returns when all nodes are there.
+        """Meet; returns when all nodes are there. A node alone opens no port.
 
         Args:
             master: name or address of node 0.
@@ -32,6 +32,9 @@ class Meeting:
             MeetingError: not all nodes came in time, or the port is taken.
         """
         self._nodes, self._rank = nodes, rank
+        self._store: Any = None
+        if nodes == 1:
+            return
         try:
             self._store = distributed.TCPStore(  # type: ignore[attr-defined]  # torch leaves it out of __all__
                 "localhost" if rank == 0 else master,
@@ -66,6 +69,8 @@ class Meeting:
         Raises:
             MeetingError: a node is gone.
         """
+        if self._store is None:
+            return [json.loads(json.dumps(value))]
         wait = [] if timeout_s is None else [timedelta(seconds=timeout_s)]
         try:
             self._store.set(f"{topic}/{self._rank}", json.dumps(value))

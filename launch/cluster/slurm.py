@@ -63,6 +63,8 @@ def render(spec: JobSpec) -> str:
     lines += [
         'FM_MASTER=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
         "export FM_MASTER",
+        "# Jobs that share a node must not share ports.",
+        'export FM_PORT="${FM_PORT:-$((20000 + SLURM_JOB_ID % 10000 * 3))}"',
         *([] if spec.tasks == 1 else ["export FM_TASK=$SLURM_ARRAY_TASK_ID"]),
         "",
         "# A signal to this shell must not end it before the step has saved.",

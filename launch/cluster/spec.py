@@ -56,7 +56,9 @@ class JobSpec:
     @property
     def variables(self) -> dict[str, str]:
         """Environment of the job, sorted by name: what the command needs to find its code and its node."""
-        own = {"PYTHONUNBUFFERED": "1", "FM_NODES": str(self.launch.nodes), "FM_PORT": str(self.launch.port)}
+        own = {"PYTHONUNBUFFERED": "1", "FM_NODES": str(self.launch.nodes)}
+        if self.launch.port:
+            own["FM_PORT"] = str(self.launch.port)
         code = {"PYTHONPATH": self.code} if self.code else {}
         return dict(sorted({**own, **code, **self.environment, **self.launch.environment}.items()))
 
