@@ -145,7 +145,9 @@ def state(job: str) -> str:
     except SubmitError:
         return "unknown"
     found = re.findall(r"JobState=([A-Z_]+)", said)
-    words = {_STATES.get(word, "failed") for word in found}
+    # A job that lost a node is queued again by Slurm itself, a moment later.
+    again = {"NODE_FAIL": "waiting"} if "Requeue=1" in said else {}
+    words = {{**_STATES, **again}.get(word, "failed") for word in found}
     return next((word for word in ("running", "waiting", "failed", "cancelled", "done") if word in words), "unknown")
 
 
