@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ class NvmlCounter:
         """
         if nvml is None:
             try:
-                import pynvml as nvml
+                nvml = importlib.import_module("pynvml")
             except ImportError as err:
                 raise NoCounterError("the package nvidia-ml-py is not installed") from err
         self._nvml = nvml
