@@ -24,7 +24,7 @@ from fm.engine.verdict import write_atomically
 log = logging.getLogger(__name__)
 
 SAMPLE_SECONDS = 5.0
-"""Between two looks at memory and counters, and between two writes: a killed attempt loses no more of its account."""
+"""Between two looks at the loaders, and between two writes: a killed attempt loses no more of its account."""
 JOULES_PER_KWH = 3.6e6
 
 
@@ -69,7 +69,7 @@ class CostMeter:
         if not on_gpu:
             self._missing |= {"gpu_kwh": "no GPU was used", "peak_device_gb": "no GPU was used"}
         self._on_gpu = on_gpu
-        self._peak_host = 0.0
+        self._peak_host, self._loaders_seconds, self._looked = 0.0, 0.0, -math.inf
         self._ranks: list[list[float]] = []
         self._path = run_dir / COST / f"attempt-{attempt}.json" if rank == 0 else None
         devices = ranks if on_gpu else ranks * torch.get_num_threads()
@@ -82,7 +82,8 @@ class CostMeter:
     def usage(self) -> Usage:
         """What this rank used so far."""
         with self._lock:
-            self._look()
+            if time.monotonic() - self._looked > SAMPLE_SECONDS:
+                self._look()
             return Usage(
                 cpu_seconds=self._cpu_seconds(),
                 host_gb=self._peak_host,
@@ -112,31 +113,28 @@ class CostMeter:
             self._write()
 
     def _look(self) -> None:
-        held = 0
-        for process in (self._process, *self._children()):
+        """Find this rank's loaders: their memory and time; every process of the machine is looked at for it."""
+        self._looked, held, spent = time.monotonic(), 0, 0.0
+        for process in self._family():
             try:
                 held += process.memory_info().rss
+                times = process.cpu_times()
             except psutil.Error:
                 continue  # it ended meanwhile
+            spent += times.user + times.system if process != self._process else 0.0
         own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         self._peak_host = max(self._peak_host, held / 2**30, own)
+        self._loaders_seconds = spent
+
+    def _family(self) -> list[psutil.Process]:
+        try:
+            return [self._process, *self._process.children()]
+        except psutil.Error:
+            return [self._process]
 
     def _cpu_seconds(self) -> float:
         ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-        total = time.process_time() + ended.ru_utime + ended.ru_stime
-        for child in self._children():
-            try:
-                times = child.cpu_times()
-            except psutil.Error:
-                continue
-            total += times.user + times.system
-        return total
-
-    def _children(self) -> list[psutil.Process]:
-        try:
-            return list(self._process.children())
-        except psutil.Error:
-            return []
+        return time.process_time() + ended.ru_utime + ended.ru_stime + self._loaders_seconds
 
     def _counter(self, name: str, make: Any) -> Any:
         try:

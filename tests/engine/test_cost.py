@@ -34,6 +34,7 @@ class Package:
 @pytest.fixture
 def meter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CostMeter:
     monkeypatch.setattr(cost, "RaplCounter", NoPackages)
+    monkeypatch.setattr(cost, "SAMPLE_SECONDS", 0.02)
     monkeypatch.setenv("LOCAL_RANK", "0")
     return CostMeter(tmp_path, "1", rank=0, ranks=2, on_gpu=False)
 
@@ -59,6 +60,7 @@ def test_processor_time_and_memory_of_loaders_count(meter: CostMeter) -> None:
     assert during.host_gb > before.host_gb + 0.25, "this process and its child hold 150 MiB each"
     del held
     child.communicate("\n")
+    time.sleep(0.1)  # the loader is looked for anew
     after = meter.usage()
     assert after.cpu_seconds >= during.cpu_seconds - 0.02, "a loader that ended is not forgotten"
     assert after.host_gb >= during.host_gb, "the peak stays"
