@@ -45,8 +45,8 @@ class AttemptCost:
 def read_cost(run_dir: Path) -> dict[str, Any]:
     """The account of a run: ``attempts`` (one :class:`AttemptCost` each, in order) and their ``total``.
 
-    A sum over attempts is null where one of them could not be measured; ``not_measured`` says why. Empty for a run
-    without any account.
+    A sum is over the attempts that could measure it, null where none could; ``not_measured`` says which did not, and
+    why. Empty for a run without any account.
     """
     found = []
     for path in (run_dir / COST).glob("attempt-*.json"):
@@ -75,7 +75,8 @@ def read_cost(run_dir: Path) -> dict[str, Any]:
     ):
         values = [getattr(cost, name) for cost in found]
         without = [cost for cost in found if getattr(cost, name) is None]
-        total[name] = None if without else combine(values)
+        known = [value for value in values if value is not None]
+        total[name] = combine(known) if known else None
         if without:
             where = "" if len(without) == len(found) else f" (attempt {', '.join(cost.attempt for cost in without)})"
             missing[name] = without[0].not_measured.get(name, "not recorded") + where

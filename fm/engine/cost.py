@@ -94,8 +94,10 @@ class CostMeter:
 
     def take(self, step: int, ranks: Sequence[Sequence[float]]) -> None:
         """Take in what all ranks used up to a step: their vectors, transposed (rank 0)."""
-        self._cost.first_step = self._cost.first_step or step
         self._cost.step, self._ranks = step, [list(values) for values in ranks]
+        if not self._cost.first_step:
+            self._cost.first_step = step
+            self._write()
 
     def close(self) -> None:
         """End the sampling and write the account."""
@@ -158,6 +160,10 @@ class CostMeter:
     def _write(self) -> None:
         if self._path is None:
             return
+        with self._lock:
+            self._write_to(self._path)
+
+    def _write_to(self, path: Path) -> None:
         cost = self._cost
         cost.wall_s = round(time.time() - self._begin, 1)
         cost.device_hours = cost.wall_s * cost.devices / 3600
@@ -170,8 +176,8 @@ class CostMeter:
             cost.package_kwh = _known(sum(package) / JOULES_PER_KWH)
         cost.not_measured = {name: self._why(name) for name, value in asdict(cost).items() if value is None}
         try:
-            self._path.parent.mkdir(exist_ok=True)
-            write_atomically(self._path, (json.dumps(asdict(cost), indent=1) + "\n").encode())
+            path.parent.mkdir(exist_ok=True)
+            write_atomically(path, (json.dumps(asdict(cost), indent=1) + "\n").encode())
         except OSError as err:
             log.warning("the cost of the attempt could not be written: %s", err)
 

@@ -33,4 +33,4 @@ def test_attempts_add_up_and_one_that_could_not_measure_is_named(tmp_path: Path)
     total = found["total"]
     assert total["device_hours"] == {"GPU": 6.0} and total["wall_s"] == 5400.0
     assert total["package_kwh"] == pytest.approx(0.3) and total["peak_host_gb"] == 10.0
-    assert total["gpu_kwh"] is None and total["not_measured"] == {"gpu_kwh": "no driver (attempt 10)"}
+    assert total["gpu_kwh"] == 0.75 and total["not_measured"] == {"gpu_kwh": "no driver (attempt 10)"}

@@ -93,6 +93,8 @@ def test_an_attempt_that_is_killed_has_an_account_already(meter: CostMeter, tmp_
         time.sleep(0.01)
     kept = json.loads(path.read_text())
     assert kept["wall_s"] > 0 and kept["not_measured"]["cpu_hours"] == "no step was logged"
+    meter.take(1, transposed(meter.usage()))
+    assert json.loads(path.read_text())["cpu_hours"] > 0, "the first step is in it at once"
     meter.close()
 
 
