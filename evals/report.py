@@ -66,6 +66,7 @@ def render(results: Results, pictures: Mapping[str, Sequence[Picture]], shown: S
             Markup(figures.curve(name, curve["step"], curve["value"]))
             for name, curve in results.training.get("curves", {}).items()
         ],
+        cost=_cost(results.training.get("cost", {})),
         counts=_counts(results.dataset),
     )
 
@@ -118,6 +119,28 @@ def _counts(dataset: Mapping[str, Any]) -> dict[str, list[tuple[str, int, int]]]
         rows = [(name, train[group].get(name, 0), test[group].get(name, 0)) for name in names]
         groups[f"{group.capitalize()}, {unit}"] = rows
     return groups
+
+
+COST_WORDS = {
+    "cpu_hours": "Processor hours used",
+    "gpu_kwh": "Energy of the GPUs, kWh",
+    "package_kwh": "Energy of the processors, kWh",
+    "peak_host_gb": "Peak memory of a rank, GiB",
+    "peak_device_gb": "Peak GPU memory of a rank, GiB",
+}
+
+
+def _cost(cost: Mapping[str, Any]) -> dict[str, Any]:
+    """``facts`` (words: value) of what pretraining cost, all attempts together, and ``missing`` (words: why)."""
+    if not cost:
+        return {}
+    total = cost["total"]
+    held = {f"{unit} hours held": hours for unit, hours in total["device_hours"].items()}
+    known = {words: total[name] for name, words in COST_WORDS.items() if total[name] is not None}
+    return {
+        "facts": {"Attempts": total["attempts"], "Hours": total["wall_s"] / 3600, **held, **known},
+        "missing": {COST_WORDS[name]: why for name, why in total["not_measured"].items()},
+    }
 
 
 def _num(value: float | None) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from fm.engine.account import COST_FILE
 from fm.engine.metrics import Row, read_metrics
 
 METRICS = "metrics.jsonl"
@@ -37,8 +38,9 @@ def read_training(encoder: Path) -> dict[str, Any]:
         encoder: the exported folder.
 
     Returns:
-        ``curves`` (name: step and value lists), ``summary`` (words: numbers) and ``configuration``; each is empty
-        where the folder holds nothing of it.
+        ``curves`` (name: step and value lists), ``summary`` (words: numbers), ``cost`` (as
+        :func:`fm.engine.cost.read_cost` gives it) and ``configuration``; each is empty where the folder holds nothing
+        of it.
     """
     rows = read_metrics(encoder / METRICS) if (encoder / METRICS).is_file() else []
     rows = [row for row in rows if row.get("applied", True)]
@@ -50,7 +52,12 @@ def read_training(encoder: Path) -> dict[str, Any]:
         if len(pairs) > 1:
             thinned = _thin(pairs)
             curves[name] = {"step": [s for s, _ in thinned], "value": [v for _, v in thinned]}
-    return {"curves": curves, "summary": _summary(rows), "configuration": _configuration(encoder)}
+    return {
+        "curves": curves,
+        "summary": _summary(rows),
+        "cost": _loaded(encoder / COST_FILE),
+        "configuration": _loaded(encoder / RUN_FILE),
+    }
 
 
 def _summary(rows: list[Row]) -> dict[str, float]:
@@ -70,9 +77,10 @@ def _summary(rows: list[Row]) -> dict[str, float]:
     return found
 
 
-def _configuration(encoder: Path) -> dict[str, Any]:
+def _loaded(path: Path) -> dict[str, Any]:
+    """What a YAML or JSON file holds; nothing where there is none, or a broken one."""
     try:
-        loaded = yaml.safe_load((encoder / RUN_FILE).read_text(encoding="utf-8"))
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return {}
     return loaded if isinstance(loaded, dict) else {}

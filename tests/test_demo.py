@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -17,6 +22,7 @@ import yaml
 import fm
 import fm.models
 from fm.data.verify import verify
+from fm.engine.metrics import read_metrics
 from launch.verbs.demo import fit_batch
 
 FM = Path(sys.executable).with_name("fm")
@@ -106,6 +112,49 @@ def test_the_demo_takes_real_dicom_without_reports(mri_dev: Path, tmp_path: Path
     account = json.loads((tmp_path / "run" / "shards" / "prepare.json").read_text())
     assert (account["series"], account["volumes"], account["reports"]) == (10, 29, 0)
     assert (tmp_path / "run" / "evaluate" / "report.html").is_file()
+
+
+TIMES = ("created_utc", "seconds", "volumes_per_s", "Volumes per second, median", "time", "cost", "commit")
+"""What a results.json says of the clock, attempts within the cost; and the clone's commit, which work on it moves."""
+
+
+def without_times(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: without_times(inner) for name, inner in value.items() if name not in TIMES}
+    return [without_times(inner) for inner in value] if isinstance(value, list) else value
+
+
+@pytest.mark.full
+def test_a_demo_killed_in_pretraining_goes_on_to_the_same_results(tmp_path: Path) -> None:
+    """SIGKILL of the whole process group, twice: before the first checkpoint and after it."""
+    run, pretrain = tmp_path / "run", tmp_path / "run" / "pretrain"
+    words = ["experiment=demo_tiny", "max_steps=8", "trainer.checkpoint_every_steps=3"]
+    subprocess.run([FM, "demo", f"run={run}", *words], capture_output=True, check=True)
+    results = run / "evaluate" / "results.json"
+    calm = json.loads(results.read_text())
+    for folder in (pretrain, run / "evaluate"):
+        shutil.rmtree(folder)
+        (run / "stages" / f"{folder.name}.json").unlink()
+    for step in (2, 5):
+        started = subprocess.Popen([FM, "demo", f"run={run}"], stdout=subprocess.DEVNULL, start_new_session=True)
+        while not (steps_of(pretrain) & set(range(step, 9))):
+            assert started.poll() is None, "it ended before it could be killed"
+            time.sleep(0.02)
+        os.killpg(started.pid, signal.SIGKILL)
+        started.wait()
+        assert not (pretrain / "verdict.json").exists(), "killed too late: nothing was tested"
+    subprocess.run([FM, "demo", f"run={run}"], capture_output=True, check=True)
+    said = (pretrain / "events.log").read_text()
+    assert said.count("starts at step 0 of 8") == 2 and "attempt 3: resumes at step 3 of 8" in said
+    killed = json.loads(results.read_text())
+    assert without_times(killed) == without_times(calm)
+    assert calm["training"]["cost"]["total"]["attempts"] == 1
+    assert killed["training"]["cost"]["total"]["attempts"] == 3
+
+
+def steps_of(run_dir: Path) -> set[int]:
+    path = run_dir / "metrics.jsonl"
+    return {row["step"] for row in read_metrics(path)} if path.exists() else set()
 
 
 @pytest.mark.parametrize(

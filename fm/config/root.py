@@ -244,13 +244,23 @@ class JobsResubmitJob:
 
 
 @dataclass(kw_only=True, slots=True)
-class RunsJob:
+class RunsListJob:
     """List the runs below a folder with their state, newest first."""
 
     plain_form: ClassVar[str] = "fm runs list"
 
     folder: str = "runs"
     """Folder to search."""
+
+
+@dataclass(kw_only=True, slots=True)
+class RunsShowJob:
+    """Tell what became of a run: its attempts, what they ran on, what they cost, and what happened."""
+
+    plain_form: ClassVar[str] = "fm runs show from_run=DIR"
+
+    from_run: str = "???"
+    """Run folder."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -289,7 +299,8 @@ JOBS: dict[str, type] = {
     "jobs cancel": JobsCancelJob,
     "jobs resubmit": JobsResubmitJob,
     "doctor": DoctorJob,
-    "runs list": RunsJob,
+    "runs list": RunsListJob,
+    "runs show": RunsShowJob,
     "checkpoint list": CheckpointListJob,
     "checkpoint verify": CheckpointVerifyJob,
 }

@@ -17,7 +17,11 @@ class WandbMode(StrEnum):
 
 @dataclass(kw_only=True, slots=True)
 class TrackerConfig:
-    """One Weights & Biases run per attempt, in a group named after the run; no code, data, host or path is sent."""
+    """Copies of the metrics, numbers only: no code, data, host or path is sent anywhere."""
 
     wandb: WandbMode = WandbMode.offline
+    """One Weights & Biases run per attempt, in a group named after the run."""
     project: str = "fm"
+    """Project of the Weights & Biases runs."""
+    tensorboard: bool = False
+    """Whether the run folder also gets scalars for `tensorboard --logdir RUN/tensorboard`."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
+import subprocess
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ def record_environment(run_dir: Path, attempt: str) -> None:
             "ranks": len(ranks),
             "nodes": int(os.environ.get("GROUP_WORLD_SIZE", "1")),
             "ranks_per_node": int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+            "gpu_links": _gpu_links() if _DRIVER.is_file() else None,
         },
         "ranks": ranks,
         "packages": sorted({f"{found.metadata['Name']}=={found.version}" for found in distributions()}, key=str.lower),
@@ -62,6 +65,15 @@ def _processor() -> str:
     except OSError:
         lines = []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _gpu_links() -> list[str] | None:
+    """How the GPUs of rank 0's machine are linked to each other and to network cards, as ``nvidia-smi`` draws it."""
+    try:
+        done = subprocess.run(["nvidia-smi", "topo", "-m"], capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return [re.sub(r"\x1b\[\d*m", "", line).rstrip() for line in done.stdout.splitlines() if line.strip()]
 
 
 def _nccl() -> str | None:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from fm.config.errors import UserError
 from fm.config.trainer import Weights
+from fm.engine.account import COST_FILE, read_cost
 from fm.engine.checkpoint import CHECKPOINTS, CheckpointStore
 from fm.engine.metrics import Row, read_metrics
 from fm.engine.state import MODEL_FOLDER, STUDENT_FILE, TEACHER_FILE, read_state
@@ -34,7 +35,7 @@ def export_model(
     weights: Weights = Weights.teacher,
     facts: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write the encoder of a run: configuration, ``model.safetensors`` (float32), tokenizer, metrics, ``README.md``.
+    """Write the encoder of a run: configuration, float32 safetensors, tokenizer, metrics, cost, ``README.md``.
 
     Only safetensors and JSON of a verified checkpoint are read, never DeepSpeed's pickles.
 
@@ -73,6 +74,8 @@ def export_model(
         shutil.copytree(run_dir / TOKENIZER, partial, dirs_exist_ok=True)
     rows = _rows_up_to(run_dir, step)
     (partial / METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    if cost := read_cost(run_dir):
+        (partial / COST_FILE).write_text(json.dumps(cost, indent=1) + "\n", encoding="utf-8")
     (partial / "README.md").write_text(_card(rows, folder, step, weights, facts or {}), encoding="utf-8")
     if out.exists():
         out.rmdir()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import resource
 import statistics
 import time
 from collections import deque
@@ -17,6 +16,7 @@ import torch
 
 from fm.config.errors import UserError
 from fm.config.trainer import TrainerConfig
+from fm.engine.cost import CostMeter, Usage
 from fm.engine.flops import device_tflops
 from fm.engine.metrics import MetricLog, Row
 from fm.engine.module import Skip, StepResult, TrainingModule
@@ -37,14 +37,22 @@ class Recorder(pl.Callback):
     """Writes metrics.jsonl and its copy in the tracker (rank 0), and the sample ids of skipped steps."""
 
     def __init__(
-        self, *, config: TrainerConfig, run_dir: Path, attempt: str, metrics: MetricLog | None, tracker: Tracker | None
+        self,
+        *,
+        config: TrainerConfig,
+        run_dir: Path,
+        attempt: str,
+        metrics: MetricLog | None,
+        tracker: Tracker | None,
+        meter: CostMeter,
     ):
-        """Take the sinks; both are None on every rank but 0."""
+        """Take the sinks, both None on every rank but 0, and what measures this rank's use of the machine."""
         self._config = config
         self._run_dir = run_dir
         self._attempt = attempt
         self._metrics = metrics
         self._tracker = tracker
+        self._meter = meter
         self._bad_in_a_row = 0
         self._stragglers = Stragglers(world_size())
         self._tflops = device_tflops(config.device_tflops)
@@ -82,16 +90,19 @@ class Recorder(pl.Callback):
         names = sorted(result.report)
         values = [result.loss, *(result.report[name].float() for name in names)]
         # Everything that ranks have to say in one sum: each rank's own numbers stand in a place of their own.
-        own = torch.zeros(2, world_size(), dtype=torch.float64)
-        own[:, rank()] = torch.tensor([result.busy_seconds, _peak_memory_gb()], dtype=torch.float64)
+        usage = self._meter.usage()
+        mine = [result.busy_seconds, wait_seconds, _peak_memory_gb(usage), *usage.vector()]
+        own = torch.zeros(len(mine), world_size(), dtype=torch.float64)
+        own[:, rank()] = torch.tensor(mine, dtype=torch.float64)
         counts = torch.tensor([result.volumes, result.tokens, result.flops], dtype=torch.float64)
         local = torch.cat([torch.stack([v.to(torch.float64).cpu() for v in values]), counts, own.flatten()])
         total = sum_over_ranks(local.to(module.device_for_flags)).cpu()
         means = (total[: len(values)] / world_size()).tolist()
         volumes, tokens, flops = total[len(values) : len(values) + 3].tolist()
-        busy, memory = total[len(values) + 3 :].view(2, -1).tolist()
+        busy, waits, memory, *used = total[len(values) + 3 :].view(len(mine), -1).tolist()
         self._stragglers.take(busy)
-        seconds = max(result.seconds, 1e-9)
+        self._meter.take(result.step, used)
+        seconds, wait = max(result.seconds, 1e-9), statistics.mean(waits)
         tflops = flops / seconds / world_size() / 1e12
         return {
             "step": result.step,
@@ -107,12 +118,13 @@ class Recorder(pl.Callback):
             "volumes_per_s": volumes / seconds,
             "tokens_per_s": tokens / seconds,
             "step_s": result.seconds,
-            "data_wait_s": wait_seconds,
-            "data_wait_share": wait_seconds / seconds,
+            "data_wait_s": wait,
+            "data_wait_share": wait / seconds,
             **{f"{name}_s": spent for name, spent in result.phases.items()},
             "tflops_per_device": tflops,
             "mfu": tflops / self._tflops if self._tflops else None,
             "peak_memory_gb": max(memory),
+            "host_memory_gb": max(used[1]),
             "slowest_rank": busy.index(max(busy)),
             "slowest_rank_s": max(busy),
             "median_rank_s": statistics.median(busy),
@@ -161,8 +173,6 @@ class Stragglers:
         return message
 
 
-def _peak_memory_gb() -> float:
-    """The most memory that this rank ever held: of the device, without one of the process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+def _peak_memory_gb(usage: Usage) -> float:
+    """The most memory that this rank ever held: of the device, without one of the process and its loaders."""
+    return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else usage.host_gb

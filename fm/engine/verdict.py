@@ -29,9 +29,16 @@ class Verdict:
     message: str = ""
 
 
+VERDICTS = "verdicts.jsonl"
+"""The verdicts of all attempts that left one, oldest first; ``verdict.json`` is the newest."""
+
+
 def write_verdict(run_dir: Path, verdict: Verdict) -> None:
-    """Write ``verdict.json`` in one step; call it after the checkpoint was committed."""
-    write_atomically(run_dir / "verdict.json", json.dumps(asdict(verdict)).encode())
+    """Write ``verdict.json`` in one step and keep a copy for the run's story; call it after the checkpoint's commit."""
+    line = json.dumps(asdict(verdict))
+    with open(run_dir / VERDICTS, "a", encoding="utf-8") as stream:
+        stream.write(line + "\n")
+    write_atomically(run_dir / "verdict.json", line.encode())
 
 
 def read_verdict(run_dir: Path, attempt: str) -> Verdict | None:
@@ -42,6 +49,19 @@ def read_verdict(run_dir: Path, attempt: str) -> Verdict | None:
     except (OSError, ValueError, TypeError, KeyError):
         return None
     return verdict if verdict.attempt == attempt else None
+
+
+def read_verdicts(run_dir: Path) -> dict[str, Verdict]:
+    """Attempt → its verdict; an attempt that was killed has none."""
+    found = {}
+    paths = [path for path in (run_dir / VERDICTS, run_dir / "verdict.json") if path.is_file()]
+    for line in [line for path in paths for line in path.read_text(encoding="utf-8").splitlines()]:
+        try:
+            raw = json.loads(line)
+            found[str(raw["attempt"])] = Verdict(**{**raw, "outcome": Outcome(raw["outcome"])})
+        except (ValueError, TypeError, KeyError):
+            continue
+    return found
 
 
 def write_atomically(path: Path, payload: bytes) -> None:

@@ -16,7 +16,7 @@ from fm.config.load import read
 from fm.config.model import VitTextConfig
 from fm.config.objective import JointConfig
 from fm.config.root import PretrainJob
-from fm.config.trainer import Resume
+from fm.config.trainer import Device, Resume
 from fm.data.index import Manifest
 from fm.data.phrases import PhraseTable, common_phrases
 from fm.data.plan import shares
@@ -25,6 +25,7 @@ from fm.data.store import access_of
 from fm.data.tokenizer import load_tokenizer, train_tokenizer, training_reports
 from fm.engine.callbacks import Guard, Keeper
 from fm.engine.checkpoint import CHECKPOINTS, CheckpointStore
+from fm.engine.cost import CostMeter
 from fm.engine.environment import record_environment
 from fm.engine.export import METRICS, TOKENIZER, export_model
 from fm.engine.metrics import MetricLog
@@ -51,9 +52,9 @@ PHRASES = "phrases.json"
 def pretrain(job: PretrainJob, run_dir: Path, attempt: str = "1") -> Outcome:
     """Train until the last step or a stop signal; every worker process calls it with the same arguments.
 
-    The run folder receives ``environment/``, ``tokenizer/``, ``checkpoints/``, ``metrics.jsonl``, ``skipped.jsonl``
-    where steps were skipped, ``stacks/`` after a hang, ``verdict.json`` and, at the end, ``export/``. A folder with
-    checkpoints is resumed.
+    The run folder receives ``environment/``, ``cost/``, ``tokenizer/``, ``checkpoints/``, ``metrics.jsonl``,
+    ``skipped.jsonl`` where steps were skipped, ``stacks/`` after a hang, ``verdict.json`` and, at the end, ``export/``.
+    A folder with checkpoints is resumed.
 
     Args:
         job: the configuration.
@@ -70,15 +71,17 @@ def pretrain(job: PretrainJob, run_dir: Path, attempt: str = "1") -> Outcome:
     join(device, job.trainer.collective_timeout_s)
     stop = StopFlag()
     stop.install()
+    meter = CostMeter(run_dir, attempt, rank=rank(), ranks=world_size(), on_gpu=device is Device.cuda)
     try:
-        outcome, step = _train(job, run_dir, attempt, stop)
+        outcome, step = _train(job, run_dir, attempt, stop, meter)
     finally:
         stop.restore()
+        meter.close()
     _on_rank_0(lambda: _finish(job, run_dir, Verdict(attempt=attempt, outcome=outcome, step=step)))
     return outcome
 
 
-def _train(job: PretrainJob, run_dir: Path, attempt: str, stop: StopFlag) -> tuple[Outcome, int]:
+def _train(job: PretrainJob, run_dir: Path, attempt: str, stop: StopFlag, meter: CostMeter) -> tuple[Outcome, int]:
     """How the attempt ended, and the step that is on disk."""
     whole = Manifest.open(job.data.url, access_of(job.data))
     manifest = whole.select(split=job.data.split)
@@ -118,7 +121,7 @@ def _train(job: PretrainJob, run_dir: Path, attempt: str, stop: StopFlag) -> tup
         callbacks=[
             Guard(job.trainer, run_dir, attempt),
             StepProfiler(job.trainer.profile_steps, run_dir, attempt),
-            _recorder(job, run_dir, attempt, step),
+            _recorder(job, run_dir, attempt, step, meter),
             keeper,
         ],
     )
@@ -192,14 +195,15 @@ def _module(job: PretrainJob, student: StudentModule) -> TrainingModule:
     )
 
 
-def _recorder(job: PretrainJob, run_dir: Path, attempt: str, step: int) -> Recorder:
+def _recorder(job: PretrainJob, run_dir: Path, attempt: str, step: int, meter: CostMeter) -> Recorder:
     first = rank() == 0
     return Recorder(
         config=job.trainer,
         run_dir=run_dir,
         attempt=attempt,
         metrics=MetricLog(run_dir / METRICS, step) if first else None,
-        tracker=Tracker(job.tracker, run_dir, attempt) if first else None,
+        tracker=Tracker(job.tracker, run_dir, attempt, step) if first else None,
+        meter=meter,
     )
 
 

@@ -25,7 +25,7 @@ OWN = ("verb", "dry_run", "jobs")
 """Keys of ``fm submit`` itself; all others belong to the verb that is sent, ``launch`` to both."""
 SIGNAL_LEAD_S = 120
 """Seconds of notice for a verb that has no setting of its own."""
-_NEVER_SENT = ("submit", "jobs list", "jobs logs", "jobs cancel", "jobs resubmit", "doctor", "runs list")
+_NEVER_SENT = ("submit", "jobs list", "jobs logs", "jobs cancel", "jobs resubmit", "doctor", "runs list", "runs show")
 
 
 def submit(words: Sequence[str], config_dirs: Sequence[Path], sweep: bool) -> int:

@@ -22,6 +22,7 @@ REQUIRED = {
     "demo": [],
     "doctor": [],
     "runs list": [],
+    "runs show": ["from_run=r"],
     "checkpoint list": ["from_run=r"],
     "checkpoint verify": ["from_run=r"],
     "submit": ["verb=pretrain"],

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -10,6 +11,7 @@ from evals import figures
 from evals.report import render
 from evals.results import Results, Score, System, TaskResult
 from evals.training import read_training
+from fm.engine.account import COST_FILE, AttemptCost, read_cost
 from fm.probes.bootstrap import Interval
 
 
@@ -71,7 +73,7 @@ def results(tasks: list[TaskResult]) -> Results:
         retrieval=[],
         examples=[],
         skipped=[],
-        training={"curves": {}, "summary": {}, "configuration": {}},
+        training={"curves": {}, "summary": {}, "cost": {}, "configuration": {}},
         seconds={},
     )
 
@@ -130,4 +132,37 @@ def test_training_curves_are_thinned_to_their_end_and_skipped_steps_left_out(tmp
 
 
 def test_no_metrics_beside_the_weights_is_no_error(tmp_path: Path) -> None:
-    assert read_training(tmp_path) == {"curves": {}, "summary": {}, "configuration": {}}
+    assert read_training(tmp_path) == {"curves": {}, "summary": {}, "cost": {}, "configuration": {}}
+
+
+def test_the_cost_of_all_attempts_is_shown_and_what_was_not_measured(tmp_path: Path) -> None:
+    (tmp_path / "cost").mkdir()
+    for attempt, package_kwh in (("1", 0.25), ("2", 0.5)):
+        account = AttemptCost(
+            attempt=attempt,
+            unit="CPU core",
+            devices=2,
+            wall_s=900.0,
+            device_hours=0.5,
+            cpu_hours=0.375,
+            package_kwh=package_kwh,
+            peak_host_gb=1.25,
+            not_measured={"gpu_kwh": "no GPU was used", "peak_device_gb": "no GPU was used"},
+        )
+        (tmp_path / f"cost/attempt-{attempt}.json").write_text(json.dumps(asdict(account)))
+    export = tmp_path / "export"
+    export.mkdir()
+    (export / COST_FILE).write_text(json.dumps(read_cost(tmp_path)))
+    some = results([])
+    some.training = read_training(export)
+    page = render(some, {}, [])
+    for words, value in (
+        ("Attempts", "2"),
+        ("CPU core hours held", "1"),
+        ("Processor hours used", "0.75"),
+        ("Energy of the processors, kWh", "0.75"),
+        ("Peak memory of a rank, GiB", "1.25"),
+    ):
+        assert f"<dt>{words}</dt><dd>{value}</dd>" in page
+    assert "Not measured: Energy of the GPUs, kWh (no GPU was used);" in page
+    assert "Cost" not in render(results([]), {}, [])

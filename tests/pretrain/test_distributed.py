@@ -56,6 +56,20 @@ def test_row_37_two_processes_equal_one_that_accumulates(
         torch.testing.assert_close(value, weights[1][name], rtol=1e-4, atol=1e-5)
 
 
+def test_a_run_leaves_an_account_of_all_ranks_and_hands_it_on_with_the_encoder(
+    two_rank_runs: dict[str, Path], rows: Rows
+) -> None:
+    run = two_rank_runs["bf16"]
+    account = json.loads((run / "cost" / "attempt-1.json").read_text())
+    assert (account["unit"], account["devices"], account["first_step"], account["step"]) == ("CPU core", 2, 1, 5)
+    assert 0 < account["cpu_hours"] < account["device_hours"] * 2
+    last = rows(run)[-1]
+    assert account["peak_host_gb"] == pytest.approx(last["host_memory_gb"]) and last["host_memory_gb"] > 0.1
+    assert account["gpu_kwh"] is None and account["not_measured"]["gpu_kwh"] == "no GPU was used"
+    handed_on = json.loads((run / "export" / "cost.json").read_text())
+    assert handed_on["total"]["attempts"] == 1 and handed_on["attempts"][0]["step"] == 5
+
+
 def test_each_rank_leaves_a_profile_and_the_attempt_its_environment(two_rank_runs: dict[str, Path]) -> None:
     run = two_rank_runs["bf16"]
     for rank in (0, 1):
