@@ -170,7 +170,14 @@ class Nursery:
         self._attempts = 0
         assert self._answer() == "ready"
 
-    def train(self, run_dir: Path, *faults: dict[str, Any], ranks: int = 2, timeout_s: float = 300) -> list[int]:
+    def train(
+        self,
+        run_dir: Path,
+        *faults: dict[str, Any],
+        ranks: int = 2,
+        timeout_s: float = 300,
+        environment: dict[str, str] | None = None,
+    ) -> list[int]:
         """The exit codes of one attempt's ranks."""
         self._attempts += 1
         request = {
@@ -179,6 +186,7 @@ class Nursery:
             "attempt": str(self._attempts),
             "faults": faults,
             "timeout_s": timeout_s,
+            "environment": environment or {},
         }
         assert self._process.stdin is not None
         print(json.dumps(request), file=self._process.stdin, flush=True)

