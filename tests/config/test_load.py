@@ -24,6 +24,7 @@ REQUIRED = {
     "runs list": [],
     "checkpoint list": ["from_run=r"],
     "checkpoint verify": ["from_run=r"],
+    "checkpoint convert": ["from_run=r", "out=o"],
 }
 
 

@@ -43,7 +43,7 @@ def test_row_34_random_kills_leave_no_trace(
     kills, rng = int(os.environ.get("SOAK_KILLS", "20")), random.Random(6)
     environment = object_storage.environment(request.getfixturevalue("s3").url) if place == "s3" else {}
     kills = kills if place == "disk" else max(2, kills // 10)
-    steps = 3 * kills + 10
+    steps = 4 * kills + 10  # an attempt makes three on average
     words = (f"max_steps={steps}", "trainer.checkpoint_every_steps=2", "trainer.deterministic=true", *PROBED)
     calm = new_run(tmp_path / "calm", split_dataset, *words)
     assert nursery.train(calm, timeout_s=3600) == [0, 0]
