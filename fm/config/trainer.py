@@ -6,7 +6,7 @@ Enum members are named as YAML writes them: OmegaConf looks enums up by name.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import Enum, StrEnum
 
 from fm.config.errors import ConfigError
 
@@ -38,7 +38,7 @@ class Resume(StrEnum):
     """Go on from the newest good checkpoint, or fail."""
 
 
-class Better(StrEnum):
+class Better(Enum):  # no StrEnum: `lower` is a method of every text
     """Which of two values of a gauge is the better one."""
 
     higher = "higher"

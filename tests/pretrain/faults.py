@@ -19,7 +19,7 @@ from fm.engine import checkpoint, remote
 from fm.engine.module import TrainingModule
 from fm.engine.phases import Phases
 
-STEP_PHASES = ("forward", "all-reduce", "backward", "optimizer", "teacher", "record", "save")
+STEP_PHASES = ("forward", "all-reduce", "backward", "optimizer", "teacher", "probe", "record", "save")
 WRITE_PHASES = ("writing", "manifest", "rename", "commit", "prune")
 """Of a save, in the background: a file is written; before the manifest, the rename, COMMITTED, the pruning."""
 UPLOAD_PHASES = {"upload": "", "mark": "/rank-", "put-manifest": "/manifest.json", "put-commit": "/COMMITTED"}
