@@ -7,6 +7,7 @@ one line per start. Keys that may change between attempts are kept there, never 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -16,7 +17,7 @@ from typing import Any
 from fm.config import compose, registry
 from fm.config.compose import Override, Request
 from fm.config.data import DataConfig
-from fm.config.errors import ConfigError
+from fm.config.errors import ConfigError, UserError
 from fm.config.load import Plain, build, difference, plain, read, save
 from fm.config.root import JOBS, PretrainJob
 
@@ -26,8 +27,10 @@ BEGUN = "begun"
 """File with the name of the attempt that an engine started last."""
 COMMIT = "COMMIT"
 """File of a packed copy of the code with the commit that it was made from."""
-MAY_CHANGE = ("launch.", "tracker.", "trainer.")
+MAY_CHANGE = ("launch.", "tracker.", "trainer.", "export.")
 """Prefixes of keys that an attempt may change: no result changes but by rounding. :data:`MAY_CHANGE_KEYS` too."""
+NEVER_CHANGE = ("trainer.checkpoint_url",)
+"""Keys that are none of these: a run that looked for its checkpoints elsewhere would begin again."""
 MAY_CHANGE_KEYS = ("max_steps", "data.accept", "data.micro_batch_size", "data.prefetch", "data.workers")
 PLACE_KEYS = ("run", "from_run")
 """Keys that say where a run lies or came from; they are not part of its configuration."""
@@ -38,7 +41,8 @@ def open_run(request: Request) -> Any:
 
     - ``run`` absent: a new folder ``runs/<experiment>/<UTC time>``;
     - a folder without a run: start; with ``from_run``, that run's configuration is taken;
-    - a folder with a run: go on with its configuration. Overrides may repeat it, or change the keys of an attempt.
+    - a folder with a run: go on with its configuration. Overrides may repeat it, or change the keys of an attempt;
+    - a folder that was lost, with ``trainer.checkpoint_url``: what lies there makes the folder anew, then as above.
 
     Raises:
         ConfigError: the overrides differ from the run that the folder holds, the folder holds something else, or the
@@ -56,12 +60,15 @@ def open_run(request: Request) -> Any:
         values = _changed(request, _current(request.verb, Path(str(source))))
     else:
         values = compose.compose_values(request)
+        if _restored(request.verb, values, folder):
+            return _resume_restored(request, folder)
     return start(request.verb, values, folder, request)
 
 
 def start(verb: str, values: Plain, folder: Path, request: Request | None = None) -> Any:
     """Create a run folder for a new job and record its first attempt."""
     job = build(JOBS[verb], {**values, "run": str(folder)})
+    _check_place(job)
     facts = _facts(verb, job)
     folder.mkdir(parents=True, exist_ok=True)
     save(job, folder / RUN_FILE, **facts)
@@ -75,7 +82,7 @@ def open_stage(verb: str, job: Any, folder: Path) -> Any:
     Raises:
         ConfigError: the folder holds a run whose configuration differs from `job`.
     """
-    if not (folder / RUN_FILE).is_file():
+    if not (folder / RUN_FILE).is_file() and not _restored(verb, plain(job), folder):
         return start(verb, plain(job), folder)
     return _go_on(verb, folder, plain(job), None)
 
@@ -104,6 +111,36 @@ def attempt_job(folder: Path) -> Any:
     return build(JOBS[facts["verb"]], {**_current(facts["verb"], folder), "run": str(folder)})
 
 
+def trained_job(folder: Path, name: str) -> PretrainJob:
+    """The job of a run of fm pretrain; `name` is what the user calls the folder.
+
+    Raises:
+        UserError: no run there, or another verb's.
+    """
+    if not (folder / RUN_FILE).is_file():
+        raise UserError(f"from_run={name}: no {RUN_FILE} there; give the run folder of fm pretrain")
+    job = attempt_job(folder)
+    if not isinstance(job, PretrainJob):
+        raise UserError(f"from_run={name} is no run of fm pretrain")
+    return job
+
+
+def copy_run(folder: Path, out: Path, checkpoint: Path) -> None:
+    """Make a run folder like another, for a checkpoint of it that is going to lie there; its trace comes along."""
+    facts, _ = read(folder / RUN_FILE)
+    job = attempt_job(folder)
+    job.trainer.checkpoint_url, job.run = "", str(out)
+    out.mkdir(parents=True, exist_ok=True)
+    for name in ("tokenizer", "phrases.json", ATTEMPTS, "metrics.jsonl"):
+        source = checkpoint / name if (checkpoint / name).is_file() else folder / name
+        if source.is_dir():
+            shutil.copytree(source, out / name)
+        elif source.is_file():
+            shutil.copyfile(source, out / name)
+    _record(out, {}, None)
+    save(job, out / RUN_FILE, **facts)
+
+
 def sweep_parent(request: Request) -> Path:
     """The folder that the jobs of a sweep share."""
     return Path(str(request.chosen("run") or _default_folder(request)))
@@ -116,6 +153,36 @@ def sweep_child(parent: Path, number: int, job: Request, request: Request) -> Re
     child = parent / ",".join([f"{number:03d}", *words])[:120]
     kept = [item for item in job.overrides if item.key != "run"]
     return replace(job, overrides=[*kept, Override("run", str(child))])
+
+
+def _resume_restored(request: Request, folder: Path) -> Any:
+    try:
+        return _resume(request, folder)
+    except ConfigError:
+        shutil.rmtree(folder)  # it was made for this run, which is another
+        raise
+
+
+def _restored(verb: str, values: Plain, folder: Path) -> bool:
+    """Whether a run that lost its folder was found at the place of its checkpoints, and its folder made anew."""
+    job = build(JOBS[verb], {**values, "run": str(folder)})
+    if not isinstance(job, PretrainJob) or not job.trainer.checkpoint_url:
+        return False
+    from fm.data.store import access_of
+    from fm.engine.places import restore_run
+
+    return restore_run(job.trainer.checkpoint_url, folder, access_of(job.data))
+
+
+def _check_place(job: Any) -> None:
+    """Refuse a new run that would save where another one does."""
+    if not isinstance(job, PretrainJob) or not job.trainer.checkpoint_url:
+        return
+    from fm.data.store import access_of
+    from fm.engine.places import holds_run
+
+    if holds_run(job.trainer.checkpoint_url, access_of(job.data)):
+        raise ConfigError(f"trainer.checkpoint_url={job.trainer.checkpoint_url} holds another run: name a new place")
 
 
 def _default_folder(request: Request) -> Path:
@@ -157,7 +224,7 @@ def _check_dataset(facts: Plain, job: Any, folder: Path) -> None:
 
 
 def _may_change(key: str) -> bool:
-    return key in MAY_CHANGE_KEYS or key.startswith(MAY_CHANGE)
+    return key in MAY_CHANGE_KEYS or (key.startswith(MAY_CHANGE) and key not in NEVER_CHANGE)
 
 
 def _changed(request: Request, values: Plain) -> Plain:

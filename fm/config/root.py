@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import ClassVar
 
 from fm.config import registry
 from fm.config.data import DataConfig
 from fm.config.errors import ConfigError
+from fm.config.export import ExportConfig
 from fm.config.launch import LaunchConfig
 from fm.config.model import ModelConfig
 from fm.config.objective import ObjectiveConfig
@@ -18,7 +20,16 @@ from fm.config.phantom import PhantomConfig
 from fm.config.prepare import PrepareConfig
 from fm.config.suite import SuiteConfig
 from fm.config.tracker import TrackerConfig
-from fm.config.trainer import TrainerConfig
+from fm.config.trainer import TrainerConfig, Weights
+
+
+class CheckpointForm(StrEnum):
+    """What a checkpoint is converted to."""
+
+    transformers = "transformers"
+    """One safetensors file with its configuration, the same as fm export."""
+    run = "run"
+    """A run folder that fm pretrain goes on with."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -87,6 +98,7 @@ class PretrainJob:
     trainer: TrainerConfig
     tracker: TrackerConfig
     launch: LaunchConfig
+    export: ExportConfig = field(default_factory=ExportConfig)
 
     def __post_init__(self) -> None:
         """Refuse a run without steps."""
@@ -100,11 +112,14 @@ class ExportJob:
     plain_form: ClassVar[str] = "fm export from_run=DIR out=DIR"
 
     from_run: str = "???"
-    """Run folder of fm pretrain."""
+    """Run folder of fm pretrain, or the URL of its checkpoints."""
     out: str = "???"
     """Folder to write."""
     step: int | None = None
     """Checkpoint to export; null: the newest good one."""
+    weights: Weights | None = None
+    """The averaged teacher or the student; null: the run's trainer.export_weights."""
+    export: ExportConfig = field(default_factory=ExportConfig)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -168,6 +183,7 @@ class DemoJob:
     tracker: TrackerConfig
     launch: LaunchConfig
     suite: SuiteConfig
+    export: ExportConfig = field(default_factory=ExportConfig)
 
     def __post_init__(self) -> None:
         """Refuse counts below their range, and reports without the images they belong to."""
@@ -270,7 +286,7 @@ class CheckpointListJob:
     plain_form: ClassVar[str] = "fm checkpoint list from_run=DIR"
 
     from_run: str = "???"
-    """Run folder of fm pretrain."""
+    """Run folder of fm pretrain, or the URL of its checkpoints."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -280,9 +296,30 @@ class CheckpointVerifyJob:
     plain_form: ClassVar[str] = "fm checkpoint verify from_run=DIR"
 
     from_run: str = "???"
-    """Run folder of fm pretrain."""
+    """Run folder of fm pretrain, or the URL of its checkpoints."""
     step: int | None = None
     """Checkpoint to check; null: all."""
+
+
+@dataclass(kw_only=True, slots=True)
+class CheckpointConvertJob:
+    """Write a checkpoint as plain transformers reads it, or as a run folder with another number of moment shards."""
+
+    plain_form: ClassVar[str] = "fm checkpoint convert from_run=DIR out=DIR form=transformers|run"
+
+    from_run: str = "???"
+    """Run folder of fm pretrain, or the URL of its checkpoints."""
+    out: str = "???"
+    """Folder to write."""
+    form: CheckpointForm = CheckpointForm.transformers
+    step: int | None = None
+    """Checkpoint to convert; null: the newest good one."""
+    ranks: int = 1
+    """Shards of the optimiser's moments with form=run; whatever their number, any number of processes goes on."""
+
+    def __post_init__(self) -> None:
+        """Refuse a layout without shards."""
+        _at_least("ranks", self.ranks, 1)
 
 
 JOBS: dict[str, type] = {
@@ -303,6 +340,7 @@ JOBS: dict[str, type] = {
     "runs show": RunsShowJob,
     "checkpoint list": CheckpointListJob,
     "checkpoint verify": CheckpointVerifyJob,
+    "checkpoint convert": CheckpointConvertJob,
 }
 """The job of every verb, in the order of the help."""
 

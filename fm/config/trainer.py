@@ -6,7 +6,7 @@ Enum members are named as YAML writes them: OmegaConf looks enums up by name.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import Enum, StrEnum
 
 from fm.config.errors import ConfigError
 
@@ -38,6 +38,13 @@ class Resume(StrEnum):
     """Go on from the newest good checkpoint, or fail."""
 
 
+class Better(Enum):  # no StrEnum: `lower` is a method of every text
+    """Which of two values of a gauge is the better one."""
+
+    higher = "higher"
+    lower = "lower"
+
+
 class Weights(StrEnum):
     """Which of the two networks an export holds."""
 
@@ -60,6 +67,22 @@ class TrainerConfig:
     """Committed checkpoints to keep; older ones are deleted."""
     keep_every_steps: int = 0
     """Checkpoints at multiples of this are never deleted; 0: none is kept for good."""
+    keep_best: int = 0
+    """The best checkpoints by best_metric to keep beside those; 0: none."""
+    best_metric: str = "probe_retrieval_r5"
+    """A number of metrics.jsonl; a checkpoint is judged by the row of its own step."""
+    best_is: Better = Better.higher
+    checkpoint_url: str = ""
+    """Folder or URL for the checkpoints, e.g. s3://bucket/runs/x, with what else the run needs to go on elsewhere; ""
+    is the run folder. It stays the same for the whole run."""
+    probe_every_steps: int = 0
+    """Steps between probes of the teacher on studies that are not trained on; 0: none."""
+    probe_split: str = "val"
+    """Split of the studies to probe. Chosen by the test split, the best checkpoint would flatter its evaluation."""
+    probe_studies: int = 256
+    """The first so many of the split, in an order drawn once by their keys."""
+    probe_label: str = ""
+    """Label whose classes the nearest neighbours are to name; "": retrieval alone is probed."""
     resume: Resume = Resume.auto
     log_every_steps: int = 1
     """Steps between rows of metrics.jsonl."""
@@ -100,6 +123,7 @@ class TrainerConfig:
             ("max_bad_steps", self.max_bad_steps),
             ("collective_timeout_s", self.collective_timeout_s),
             ("signal_lead_s", self.signal_lead_s),
+            ("probe_studies", self.probe_studies),
         ):
             if count < 1:
                 raise ConfigError(f"trainer.{name}={count}: must be at least 1")
@@ -107,8 +131,28 @@ class TrainerConfig:
             raise ConfigError(
                 "trainer: keep_every_steps, hang_timeout_s, spike_sigma and device_tflops must not be negative"
             )
+        self._check_probe()
         if self.spike_window < 2:
             raise ConfigError(f"trainer.spike_window={self.spike_window}: a standard deviation needs at least 2 losses")
         steps = self.profile_steps
         if steps and not (len(steps) == 2 and 1 <= steps[0] <= steps[1]):
             raise ConfigError(f"trainer.profile_steps={list(steps)}: give the first and the last step, e.g. [10,20]")
+
+    def _check_probe(self) -> None:
+        """Probes that would be lost: at steps without a row of metrics, or without a checkpoint to choose by them."""
+        if min(self.keep_best, self.probe_every_steps) < 0:
+            raise ConfigError("trainer: keep_best and probe_every_steps must not be negative")
+        if self.probe_every_steps % self.log_every_steps:
+            raise ConfigError(
+                f"trainer.probe_every_steps={self.probe_every_steps} must be a multiple of "
+                f"trainer.log_every_steps={self.log_every_steps}: a probe stands in the row of its step"
+            )
+        if self.keep_best and not self.best_metric:
+            raise ConfigError(f"trainer.keep_best={self.keep_best} needs trainer.best_metric")
+        if self.keep_best and self.best_metric.startswith("probe_"):
+            every = self.probe_every_steps
+            if not every or every % self.checkpoint_every_steps:
+                raise ConfigError(
+                    f"trainer.keep_best={self.keep_best} by {self.best_metric} needs trainer.probe_every_steps to be a "
+                    f"multiple of trainer.checkpoint_every_steps={self.checkpoint_every_steps}, not {every}"
+                )

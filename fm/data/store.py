@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import fsspec
 
@@ -112,6 +112,12 @@ def _parse(url: str) -> tuple[str, str]:
 
 class Store:
     """Reads the files of one dataset; picklable, and safe to use after a fork."""
+
+    failure: ClassVar[type[UserError]] = DatasetError
+    missing: ClassVar[type[UserError]] = DatasetError
+    """Raised for what is not there."""
+    remedy: ClassVar[str] = "copy the dataset again or prepare it again"
+    """What to do about it."""
 
     def __init__(self, url: str, access: Access, hashes: Mapping[str, str] | None = None) -> None:
         """Reading starts with the first call.
@@ -240,7 +246,7 @@ class Store:
 
         return self._attempt(shard, once, f" (wanted by {label})")
 
-    def _attempt(self, name: str, action: Callable[[], T], wanted: str = "") -> T:
+    def _attempt(self, name: str, action: Callable[[], T], wanted: str = "", deed: str = "read") -> T:
         """The action's result, asked for several times with growing random waits in between."""
         where = f"{self.url}/{name}".rstrip("/")
         attempts = 1 if self.local or self.scheme == "memory" else self.access.attempts
@@ -248,15 +254,15 @@ class Store:
             try:
                 return action()
             except (FileNotFoundError, NotADirectoryError) as err:
-                raise DatasetError(f"{where}: missing{wanted}; copy the dataset again or prepare it again") from err
+                raise self.missing(f"{where}: missing{wanted}; {self.remedy}") from err
             except PermissionError as err:
-                raise DatasetError(f"{where}: access denied{wanted} ({_short(err)}); check the credentials") from err
+                raise self.failure(f"{where}: access denied{wanted} ({_short(err)}); check the credentials") from err
             except Exception as err:  # every store's driver has its own errors for a moment's weakness
                 if isinstance(err, _FINAL) or "Credential" in type(err).__name__:
-                    raise DatasetError(f"{where}: cannot be read{wanted}: {_short(err)}") from err
+                    raise self.failure(f"{where}: cannot be {deed}{wanted}: {_short(err)}") from err
                 if attempt + 1 == attempts:
-                    raise DatasetError(
-                        f"{where}: not read in {attempts} attempts{wanted}, the last: {_short(err)}; "
+                    raise self.failure(
+                        f"{where}: not {deed} in {attempts} attempts{wanted}, the last: {_short(err)}; "
                         "run it again once the store answers, or raise data.read_attempts"
                     ) from err
             time.sleep(_jitter.uniform(0, min(_LONGEST_WAIT_S, self.access.wait_s * 2**attempt)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ from typing import Any
 import lightning.pytorch as pl
 
 from fm.config.trainer import TrainerConfig
-from fm.engine.checkpoint import CheckpointStore
+from fm.engine.checkpoint import Checkpoints
 from fm.engine.failures import record_error
+from fm.engine.metrics import METRICS, Row
 from fm.engine.module import TrainingModule
 from fm.engine.saver import Saver
 from fm.engine.signals import StopFlag
+from fm.engine.snapshot import Snapshot
 from fm.engine.state import RunState, capture, describe, load_checkpoint
 from fm.engine.watchdog import SAVING, HangError, Watchdog
 from fm.objectives.student import StudentModule
@@ -35,14 +38,31 @@ class Keeper(pl.Callback):
         *,
         config: TrainerConfig,
         precision: str,
-        store: CheckpointStore,
+        store: Checkpoints[Any],
         resume_from: Path | None,
         dataset_id: str,
         accept: str,
         stop: StopFlag,
         student: StudentModule,
+        counts: dict[str, int],
+        run_dir: Path,
+        row: Callable[[], Row],
     ) -> None:
-        """Take the run's facts; `resume_from` is a verified folder, `accept` a dataset id that need not be its own."""
+        """Take the run's facts.
+
+        Args:
+            config: when to save, and where.
+            precision: resolved precision.
+            store: the run's checkpoints.
+            resume_from: a verified folder; None: a fresh start.
+            dataset_id: of what is trained on.
+            accept: a dataset id that need not be the checkpoint's own.
+            stop: set by a stop signal.
+            student: what is trained.
+            counts: studies and patients that are trained on.
+            run_dir: the run folder.
+            row: the newest row of metrics.
+        """
         self._config = config
         self._precision = precision
         self._store = store
@@ -51,6 +71,9 @@ class Keeper(pl.Callback):
         self._accept = accept
         self._stop = stop
         self._student = student
+        self._counts = counts
+        self._run_dir = run_dir
+        self._row = row
         self._saver: Saver | None = None
 
     @property
@@ -73,6 +96,8 @@ class Keeper(pl.Callback):
             )
             module.completed_steps = saved.step
             module.spikes.restore(saved.recent_losses)
+            if rank() == 0:
+                self._store.release()  # the ranks have met after they loaded it
         self._saver = Saver(self._store, module.completed_steps, lambda: module.device_for_flags)
         self._stop.install()
 
@@ -103,8 +128,14 @@ class Keeper(pl.Callback):
         if self._saver is not None:
             self._saver.leave()
 
-    def _capture(self, module: TrainingModule, state: RunState) -> Any:
-        return capture(state, masters=module.masters, teacher=module.teacher, shard=module.shard, student=self._student)
+    def _capture(self, module: TrainingModule, state: RunState) -> Snapshot:
+        taken = capture(
+            state, masters=module.masters, teacher=module.teacher, shard=module.shard, student=self._student
+        )
+        if rank() == 0 and self._config.checkpoint_url and (self._run_dir / METRICS).is_file():
+            # The run folder may be lost with the machine: the trace up to here goes where the step goes.
+            taken.texts[METRICS] = (self._run_dir / METRICS).read_text(encoding="utf-8")
+        return taken
 
     def _describe(self, module: TrainingModule) -> RunState:
         state = describe(
@@ -115,6 +146,14 @@ class Keeper(pl.Callback):
             student=module.student,
         )
         state.recent_losses = module.spikes.losses
+        state.counts = self._counts
+        row = self._row()
+        if row.get("step") == state.step:
+            state.gauges = {
+                name: float(value)
+                for name, value in row.items()
+                if isinstance(value, int | float) and math.isfinite(value)
+            }
         return state
 
 

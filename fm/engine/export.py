@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 from fm.config.errors import UserError
 from fm.config.trainer import Weights
 from fm.engine.account import COST_FILE, read_cost
-from fm.engine.checkpoint import CHECKPOINTS, CheckpointStore
-from fm.engine.metrics import Row, read_metrics
-from fm.engine.state import MODEL_FOLDER, STUDENT_FILE, TEACHER_FILE, read_state
+from fm.engine.card import model_card
+from fm.engine.checkpoint import CHECKPOINTS, CheckpointError, Checkpoints, CheckpointStore
+from fm.engine.metrics import METRICS, Row, read_metrics
+from fm.engine.state import MODEL_FOLDER, STUDENT_FILE, TEACHER_FILE
 from fm.models import FmConfig, FmModel
 
 TOKENIZER = "tokenizer"
-METRICS = "metrics.jsonl"
 _PREFIX = "fm."
 
 
@@ -32,6 +32,7 @@ def export_model(
     out: Path,
     step: int | None = None,
     *,
+    store: Checkpoints[Any] | None = None,
     weights: Weights = Weights.teacher,
     facts: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -43,23 +44,20 @@ def export_model(
         run_dir: run folder of fm pretrain.
         out: folder to write; absent or empty.
         step: checkpoint to export; None for the newest good one.
+        store: where the checkpoints lie; None: in the run folder.
         weights: the averaged teacher, or the student's masters.
-        facts: lines for the model card, e.g. commit and licence.
+        facts: lines for the model card, e.g. the commit; ``licence`` and ``configuration`` have places of their own.
 
     Returns:
         `out`.
 
     Raises:
         ExportError: `out` holds something already, or the checkpoint does not fit its own configuration.
-        CheckpointError: no good checkpoint.
+        CheckpointError: no good checkpoint, or not the one that was asked for; the message lists those that are.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ExportError(f"out={out} exists and is not empty; name a new folder")
-    store = CheckpointStore(run_dir / CHECKPOINTS)
-    found = store.newest(required=True) if step is None else (step, store.verify(step))
-    if found is None:
-        raise ExportError(f"{run_dir} holds no checkpoint to export")
-    step, folder = found
+    step, folder = find_step(store or CheckpointStore(run_dir / CHECKPOINTS), step)
     model = FmModel(FmConfig.from_pretrained(folder / MODEL_FOLDER))
     stored = load_file(folder / (TEACHER_FILE if weights is Weights.teacher else STUDENT_FILE))
     values = {name.removeprefix(_PREFIX): value for name, value in stored.items() if name.startswith(_PREFIX)}
@@ -72,54 +70,32 @@ def export_model(
     model.save_pretrained(partial)
     if (run_dir / TOKENIZER).is_dir():
         shutil.copytree(run_dir / TOKENIZER, partial, dirs_exist_ok=True)
-    rows = _rows_up_to(run_dir, step)
+    rows = _rows_up_to(folder if (folder / METRICS).is_file() else run_dir, step)
     (partial / METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     if cost := read_cost(run_dir):
         (partial / COST_FILE).write_text(json.dumps(cost, indent=1) + "\n", encoding="utf-8")
-    (partial / "README.md").write_text(_card(rows, folder, step, weights, facts or {}), encoding="utf-8")
+    (partial / "README.md").write_text(model_card(rows, folder, weights, facts or {}), encoding="utf-8")
     if out.exists():
         out.rmdir()
     partial.rename(out)
     return out
 
 
+def find_step(store: Checkpoints[Any], step: int | None) -> tuple[int, Path]:
+    """The step that is asked for, or the newest good one, with its verified folder.
+
+    Raises:
+        CheckpointError: it is not there (the message lists those that are), or damaged.
+    """
+    if step is not None:
+        return step, store.chosen(step)
+    found = store.newest(required=False)
+    if found is None:
+        raise CheckpointError(f"{store.where} holds no committed checkpoint")
+    return found
+
+
 def _rows_up_to(run_dir: Path, step: int) -> list[Row]:
     """Metrics of the steps that the exported weights have seen."""
     path = run_dir / METRICS
     return [row for row in read_metrics(path) if int(row["step"] or 0) <= step] if path.is_file() else []
-
-
-def _card(rows: list[Row], folder: Path, step: int, weights: Weights, facts: Mapping[str, Any]) -> str:
-    state = read_state(folder)
-    config = json.loads((folder / MODEL_FOLDER / "config.json").read_text())
-    entries = {
-        "weights": f"{weights.value}, float32",
-        "steps": step,
-        "dataset id": state.dataset_id,
-        "engine precision": state.precision,
-        **facts,
-        **_metrics(rows),
-    }
-    listed = "\n".join(f"| {name} | {value} |" for name, value in entries.items())
-    licence = facts.get("licence", "unknown")
-    return (
-        f"---\nlibrary_name: transformers\nlicense: {licence}\ntags: [MRI, 3D, feature-extraction]\n---\n\n"
-        "# 3D MRI encoder\n\n"
-        "Encoder of MRI studies and radiology reports, trained by self-distillation and image–text contrast.\n"
-        f"Input: patches of {'×'.join(map(str, config['patch_voxels']))} voxels (D×H×W), "
-        f"{config['spacing_mm']} mm in-plane; see `config.json`.\n\n"
-        '```python\nimport fm\n\nencoder = fm.load_encoder("THIS_FOLDER")\nencoder.embed("scan.nii.gz")\n```\n\n'
-        "Research use: it has not been cleared for diagnosis.\n\n"
-        f"| fact | value |\n| --- | --- |\n{listed}\n"
-    )
-
-
-def _metrics(rows: list[Row]) -> dict[str, str]:
-    """Means over the last tenth of the run: a single batch is noise."""
-    tail = rows[-max(1, len(rows) // 10) :]
-    found = {}
-    for name in ("loss", "self_distillation", "image_text", "image_text_top1"):
-        values = [value for row in tail if isinstance(value := row.get(name), int | float)]
-        if values:
-            found[f"training {name}"] = f"{sum(values) / len(values):.4f}"
-    return found

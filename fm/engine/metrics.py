@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fm.engine.verdict import write_atomically
 
+METRICS = "metrics.jsonl"
 Value = float | int | str | bool | None
 Row = dict[str, Value]
 

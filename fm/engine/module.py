@@ -176,6 +176,7 @@ class TrainingModule(pl.LightningModule):
         """One step on this rank's share of one global batch, in micro-batches: every rank steps, or none does."""
         step = self.completed_steps
         self.phases.enter("forward")
+        self._flops.take()  # a probe since the last step is none of this one's work
         self._seed(0)
         rate = learning_rate(self.optim, step, self.max_steps)
         for group in self.engine.optimizer.param_groups:

@@ -53,6 +53,8 @@ class Recorder(pl.Callback):
         self._metrics = metrics
         self._tracker = tracker
         self._meter = meter
+        self.row: Row = {}
+        """The newest row."""
         self._bad_in_a_row = 0
         self._stragglers = Stragglers(world_size())
         self._tflops = device_tflops(config.device_tflops)
@@ -70,7 +72,7 @@ class Recorder(pl.Callback):
             self._record_skip(result)
         if result.step % self._config.log_every_steps == 0 or not result.applied or result.step == pl_module.max_steps:
             stream = trainer.train_dataloader
-            row = self._row(result, pl_module, stream.wait_seconds if isinstance(stream, Stream) else 0.0)
+            self.row = row = self._row(result, pl_module, stream.wait_seconds if isinstance(stream, Stream) else 0.0)
             if self._metrics is not None and self._tracker is not None:
                 self._metrics.write(row)
                 self._tracker.log(row)

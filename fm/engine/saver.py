@@ -2,53 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
 
-from fm.engine.checkpoint import CheckpointStore
+from fm.config.errors import UserError
+from fm.engine.checkpoint import Checkpoints
+from fm.engine.snapshot import Snapshot
 from fm.parallel.collectives import any_flag, broadcast_object, rank, world_size
 
 log = logging.getLogger(__name__)
-_MARK = "rank-{:05d}.written"
-_LOOK_SECONDS = 0.02
 _LAST_SECONDS = 10.0
 """What a save in flight gets when the run fails: longer would only keep the others waiting for a rank that is gone."""
-
-
-@dataclass(kw_only=True, slots=True)
-class Snapshot:
-    """What one rank writes: copies in host memory, by file name."""
-
-    tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    metadata: dict[str, dict[str, str]] = field(default_factory=dict)
-    texts: dict[str, str] = field(default_factory=dict)
-
-    def add(self, name: str, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-        """Copy tensors to host memory, to be written as one safetensors file."""
-        self.tensors[name] = {
-            key: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-            for key, value in tensors.items()
-        }
-        self.metadata[name] = metadata or {}
-
-    def write(self, folder: Path) -> None:
-        """Write the files and make them durable: another machine cannot do that for this one's."""
-        for name, tensors in self.tensors.items():
-            save_file(tensors, folder / name, self.metadata[name])
-            _sync(folder / name)
-        for name, text in self.texts.items():
-            (folder / name).parent.mkdir(exist_ok=True)
-            (folder / name).write_text(text, encoding="utf-8")
-            _sync(folder / name)
 
 
 class Saver:
@@ -58,7 +28,7 @@ class Saver:
     no thread ever waits in a collective, and a rank that cannot write is told of by the main threads.
     """
 
-    def __init__(self, store: CheckpointStore, step: int, device: Callable[[], torch.device | str]) -> None:
+    def __init__(self, store: Checkpoints[Any], step: int, device: Callable[[], torch.device | str]) -> None:
         """Prepare.
 
         Args:
@@ -88,9 +58,9 @@ class Saver:
             capture: copies this rank's state; may be a collective.
         """
         self.finish()
-        partial = broadcast_object(self._begin(step, total_bytes) if rank() == 0 else None)
-        if partial is not None:
-            self._write = _Write(self._store, step, partial, capture())
+        place = broadcast_object(self._begin(step, total_bytes) if rank() == 0 else None)
+        if place is not None:
+            self._write = _Write(self._store, step, place, capture())
             self._write.start()
 
     def finish(self) -> None:
@@ -110,7 +80,7 @@ class Saver:
         if self._write is not None:
             self._write.join(_LAST_SECONDS)
 
-    def _begin(self, step: int, total_bytes: int) -> Path | None:
+    def _begin(self, step: int, total_bytes: int) -> Any:
         try:
             return self._store.begin(step, total_bytes)
         except OSError as err:
@@ -121,7 +91,7 @@ class Saver:
 class _Write(threading.Thread):
     """The writing of one save on one rank."""
 
-    def __init__(self, store: CheckpointStore, step: int, partial: Path, snapshot: Snapshot) -> None:
+    def __init__(self, store: Checkpoints[Any], step: int, place: Any, snapshot: Snapshot) -> None:
         super().__init__(name=f"save-step-{step}", daemon=True)
         self.step = step
         self.failed = False
@@ -129,7 +99,7 @@ class _Write(threading.Thread):
         self.written = threading.Event()
         self.abandoned = threading.Event()
         self._store = store
-        self._partial = partial
+        self._place = place
         self._snapshot: Snapshot | None = snapshot
         self._rank, self._ranks = rank(), world_size()
 
@@ -138,9 +108,8 @@ class _Write(threading.Thread):
         started = time.perf_counter()
         try:
             if self._snapshot is not None:
-                self._snapshot.write(self._partial)
+                self._store.write(self._place, self._snapshot, self._rank)
             self._snapshot = None  # its memory is free while rank 0 hashes
-            (self._partial / _MARK.format(self._rank)).touch()
         except Exception as err:  # whatever it is, the others must not wait for this rank's mark
             self._fail(err)
         finally:
@@ -149,29 +118,22 @@ class _Write(threading.Thread):
             return
         try:
             if not self.failed and self._all_written():
-                self._store.commit(self.step, self._partial)
+                self._store.commit(self.step, self._place)
                 self.committed = True
                 log.info("step %d saved in the background in %.1f s", self.step, time.perf_counter() - started)
         except Exception as err:
             self._fail(err)
         finally:
             if not self.committed:
-                self._store.discard(self.step)
+                with contextlib.suppress(UserError, OSError):  # what it leaves behind the next save removes
+                    self._store.discard(self.step)
 
     def _all_written(self) -> bool:
-        marks = [self._partial / _MARK.format(number) for number in range(self._ranks)]
-        while not all(mark.exists() for mark in marks):
-            if self.abandoned.wait(_LOOK_SECONDS):
+        while not self._store.all_written(self._place, self._ranks):
+            if self.abandoned.wait(self._store.look_seconds):
                 return False
-        for mark in marks:
-            mark.unlink()
         return True
 
     def _fail(self, err: Exception) -> None:
         log.error("checkpoint at step %d not written, training goes on: %s", self.step, err)
         self.failed = True
-
-
-def _sync(path: Path) -> None:
-    with open(path, "rb") as stream:
-        os.fsync(stream.fileno())

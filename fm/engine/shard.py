@@ -17,7 +17,7 @@ from fm.parallel.collectives import rank, world_size
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's two averages."""
-_STARTS = "starts"
+STARTS = "starts"
 
 
 class ShardError(ValueError):
@@ -76,7 +76,7 @@ class OptimizerShard:
             starts[piece.name] = piece.start
             found |= {f"{moment}/{piece.name}": piece.within(state[moment]) for moment in MOMENTS}
             found[f"step/{piece.name}"] = torch.as_tensor(state["step"], dtype=torch.float32).detach().reshape(1)
-        return found, {_STARTS: json.dumps(starts, sort_keys=True)}
+        return found, {STARTS: json.dumps(starts, sort_keys=True)}
 
     @torch.no_grad()
     def load(self, masters: Path, moments: Sequence[Path]) -> None:
@@ -143,7 +143,7 @@ class _Part:
 
     def __init__(self, file: Any) -> None:
         self._file = file
-        self.starts: dict[str, int] = json.loads((file.metadata() or {}).get(_STARTS, "{}"))
+        self.starts: dict[str, int] = json.loads((file.metadata() or {}).get(STARTS, "{}"))
 
     def step(self, name: str) -> float:
         return float(self._file.get_tensor(f"step/{name}"))

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from fm.engine.checkpoint import STATE_FILE, CheckpointError
 from fm.engine.masters import Masters
-from fm.engine.saver import Snapshot
 from fm.engine.shard import OptimizerShard, ShardError
+from fm.engine.snapshot import Snapshot
 from fm.engine.teacher import Teacher
 from fm.objectives.student import StudentModule
 from fm.parallel.collectives import barrier, rank, world_size
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 TEACHER_FILE = "teacher.safetensors"
 STUDENT_FILE = "student.safetensors"
 MODEL_FOLDER = "model"
-_MOMENTS_FILE = "moments-{:05d}-of-{:05d}.safetensors"
+MOMENTS_FILE = "moments-{:05d}-of-{:05d}.safetensors"
 _BYTES_PER_PARAMETER = 16
 """Master, teacher and two moments, float32 each."""
 
@@ -45,8 +45,12 @@ class RunState:
     dataset_id: str
     parameters: int
     """Trainable parameters: a changed architecture shows at once."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """What is trained on, counted: studies and patients."""
     recent_losses: list[float] = field(default_factory=list)
     """What the spike guard looks back on."""
+    gauges: dict[str, float] = field(default_factory=dict)
+    """Numbers of the step's row of metrics: the best checkpoints are chosen by one of them."""
 
     @property
     def total_bytes(self) -> int:
@@ -98,7 +102,7 @@ def capture(
     weights = masters.read()
     snapshot = Snapshot()
     moments, metadata = shard.tensors()
-    snapshot.add(_MOMENTS_FILE.format(rank(), state.world_size), moments, metadata)
+    snapshot.add(MOMENTS_FILE.format(rank(), state.world_size), moments, metadata)
     if rank() == 0:
         # Frozen weights have no master: the teacher's copy of them is float32 whatever the engine made of the student.
         frozen = {name: weight for name, weight in teacher.state().items() if name not in weights}
@@ -144,7 +148,7 @@ def _load_shard(folder: Path, saved: RunState, shard: OptimizerShard, student: S
     for name, value in _untrained(student).items():
         if name in stored:
             value.copy_(stored[name])
-    moments = [folder / _MOMENTS_FILE.format(number, saved.world_size) for number in range(saved.world_size)]
+    moments = [folder / MOMENTS_FILE.format(number, saved.world_size) for number in range(saved.world_size)]
     try:
         shard.load(folder / STUDENT_FILE, moments)
     except (ShardError, OSError) as err:

@@ -12,7 +12,6 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from fm.config.errors import UserError
-from fm.config.load import read
 from fm.config.model import VitTextConfig
 from fm.config.objective import JointConfig
 from fm.config.root import PretrainJob
@@ -24,12 +23,14 @@ from fm.data.reader import build_loader
 from fm.data.store import access_of
 from fm.data.tokenizer import load_tokenizer, train_tokenizer, training_reports
 from fm.engine.callbacks import Guard, Keeper
-from fm.engine.checkpoint import CHECKPOINTS, CheckpointStore
+from fm.engine.card import card_facts
+from fm.engine.checkpoint import Checkpoints
 from fm.engine.cost import CostMeter
 from fm.engine.environment import record_environment
-from fm.engine.export import METRICS, TOKENIZER, export_model
-from fm.engine.metrics import MetricLog
+from fm.engine.export import TOKENIZER, export_model
+from fm.engine.metrics import METRICS, MetricLog
 from fm.engine.module import TrainingModule
+from fm.engine.places import RUN_FILE, keep_run, open_checkpoints
 from fm.engine.profile import StepProfiler
 from fm.engine.recorder import Recorder
 from fm.engine.signals import StopFlag
@@ -41,6 +42,7 @@ from fm.objectives import StudentModule, build_objective, build_student, make_te
 from fm.parallel.collectives import barrier, broadcast_object, rank, world_size
 from fm.parallel.group import join
 from fm.parallel.hardware import resolve_device, resolve_precision
+from fm.pretrain.probe import Prober
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -87,8 +89,8 @@ def _train(job: PretrainJob, run_dir: Path, attempt: str, stop: StopFlag, meter:
     manifest = whole.select(split=job.data.split)
     accumulation = shares(job.data.global_batch_size, job.data.micro_batch_size, world_size()).accumulation
     tokenizer = _tokenizer(job, manifest, run_dir)
-    store = CheckpointStore(run_dir / CHECKPOINTS, job.trainer.keep_last, job.trainer.keep_every_steps)
-    resumed = _on_rank_0(lambda: store.newest(job.trainer.resume is Resume.required))
+    store = open_checkpoints(run_dir, job.trainer, access_of(job.data))
+    resumed = _on_rank_0(lambda: _newest(job, store, run_dir))
     step = resumed[0] if resumed else 0
     if rank() == 0:
         log.info("attempt %s: %s step %d of %d", attempt, "resumes at" if resumed else "starts at", step, job.max_steps)
@@ -99,8 +101,10 @@ def _train(job: PretrainJob, run_dir: Path, attempt: str, stop: StopFlag, meter:
     phrases = _phrases(job, manifest, tokenizer, run_dir)
     shares_K = phrases.shares if phrases else ()
     student = build_student(job.model, job.objective, job.data, len(tokenizer), shares_K)
+    _on_rank_0(lambda: _keep(job, run_dir))
     module = _module(job, student)
     precision = resolve_precision(job.trainer)
+    recorder = _recorder(job, run_dir, attempt, step, meter)
     keeper = Keeper(
         config=job.trainer,
         precision=precision.value,
@@ -110,6 +114,9 @@ def _train(job: PretrainJob, run_dir: Path, attempt: str, stop: StopFlag, meter:
         accept=job.data.accept,
         stop=stop,
         student=student,
+        counts={"studies": len(manifest), "patients": len(set(manifest.samples.column("patient").to_pylist()))},
+        run_dir=run_dir,
+        row=lambda: recorder.row,
     )
     trainer = build_trainer(
         job.trainer,
@@ -121,7 +128,8 @@ def _train(job: PretrainJob, run_dir: Path, attempt: str, stop: StopFlag, meter:
         callbacks=[
             Guard(job.trainer, run_dir, attempt),
             StepProfiler(job.trainer.profile_steps, run_dir, attempt),
-            _recorder(job, run_dir, attempt, step, meter),
+            *_probe(job, whole, tokenizer),
+            recorder,
             keeper,
         ],
     )
@@ -132,6 +140,20 @@ def _train(job: PretrainJob, run_dir: Path, attempt: str, stop: StopFlag, meter:
             f"free disk space and run again, it goes on from step {keeper.saved_step}"
         )
     return (Outcome.DONE if module.completed_steps >= job.max_steps else Outcome.REQUEUE), keeper.saved_step
+
+
+def _newest(job: PretrainJob, store: Checkpoints[Any], run_dir: Path) -> tuple[int, Path] | None:
+    """The step to go on from; its trace comes with it where the run folder was lost."""
+    found = store.newest(job.trainer.resume is Resume.required)
+    if found is not None and not (run_dir / METRICS).is_file() and (found[1] / METRICS).is_file():
+        shutil.copyfile(found[1] / METRICS, run_dir / METRICS)
+    return found
+
+
+def _keep(job: PretrainJob, run_dir: Path) -> None:
+    """Before the first step: whoever may not write to the place of the checkpoints learns it now."""
+    if job.trainer.checkpoint_url and (run_dir / RUN_FILE).is_file():
+        keep_run(run_dir, job.trainer.checkpoint_url, access_of(job.data))
 
 
 def _tokenizer(job: PretrainJob, manifest: Manifest, run_dir: Path) -> PreTrainedTokenizerFast:
@@ -207,6 +229,13 @@ def _recorder(job: PretrainJob, run_dir: Path, attempt: str, step: int, meter: C
     )
 
 
+def _probe(job: PretrainJob, manifest: Manifest, tokenizer: PreTrainedTokenizerFast) -> list[Prober]:
+    """The online probe, where one is asked for."""
+    if not job.trainer.probe_every_steps:
+        return []
+    return [Prober(job.trainer, manifest, tokenizer, job.data.micro_batch_size, job.data.max_series)]
+
+
 def _batches(
     job: PretrainJob,
     manifest: Manifest,
@@ -234,9 +263,10 @@ def _finish(job: PretrainJob, run_dir: Path, verdict: Verdict) -> None:
     if verdict.outcome is Outcome.DONE:
         # A run that was prolonged has an export of its earlier end.
         shutil.rmtree(run_dir / EXPORT, ignore_errors=True)
-        about, _ = read(run_dir / "run.yaml") if (run_dir / "run.yaml").is_file() else ({}, {})
-        facts = {"commit": about.get("commit", "unknown"), "seed": job.seed}
-        export_model(run_dir, run_dir / EXPORT, weights=job.trainer.export_weights, facts=facts)
+        store = open_checkpoints(run_dir, job.trainer, access_of(job.data))
+        weights, facts = job.trainer.export_weights, card_facts(job, run_dir, job.export.license)
+        export_model(run_dir, run_dir / EXPORT, store=store, weights=weights, facts=facts)
+        store.release()
     write_verdict(run_dir, verdict)
 
 

@@ -27,7 +27,7 @@ class KnnProbe:
 
     def scores(self, features_MD: Floats) -> Floats:
         """(M, K) share of the votes for each class; a class's votes are divided by its size in training."""
-        return _votes(self.scaler.unit(features_MD), self.bank_ND, self.labels_N, self.classes, [self.neighbours])[0]
+        return votes(self.scaler.unit(features_MD), self.bank_ND, self.labels_N, self.classes, [self.neighbours])[0]
 
 
 def fit_knn(
@@ -48,7 +48,7 @@ def fit_knn(
     def score(train: Ints, held: Ints) -> list[Floats]:
         scaler = Scaler.fit(features_ND[train])
         bank, query = scaler.unit(features_ND[train]), scaler.unit(features_ND[held])
-        return _votes(query, bank, labels_N[train], classes, counts)
+        return votes(query, bank, labels_N[train], classes, counts)
 
     best = best_setting(len(counts), score, labels_N, folds)
     scaler = Scaler.fit(features_ND)
@@ -61,7 +61,16 @@ def fit_knn(
     )
 
 
-def _votes(query_MD: Floats, bank_ND: Floats, labels_N: Ints, classes: int, counts: Sequence[int]) -> list[Floats]:
+def votes(query_MD: Floats, bank_ND: Floats, labels_N: Ints, classes: int, counts: Sequence[int]) -> list[Floats]:
+    """(M, K) share of the votes for each class, for each number of neighbours.
+
+    Args:
+        query_MD: (M, D) unit features to judge.
+        bank_ND: (N, D) unit features of known class.
+        labels_N: (N,) class of each row of the bank, 0 … K-1; a class's votes are divided by its size.
+        classes: K.
+        counts: numbers of neighbours.
+    """
     similarity = query_MD @ bank_ND.T
     order = np.argsort(-similarity, axis=1, kind="stable")
     weight = np.exp((np.take_along_axis(similarity, order, axis=1) - 1) / TEMPERATURE)

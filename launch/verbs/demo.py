@@ -157,6 +157,7 @@ def _pretrain_job(job: DemoJob, url: str) -> PretrainJob:
         trainer=job.trainer,
         tracker=job.tracker,
         launch=job.launch,
+        export=job.export,
     )
 
 

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fm.config.errors import UserError
-from fm.config.root import ExportJob, PretrainJob
-from launch.runs import RUN_FILE, attempt_job
+from fm.config.root import ExportJob
+from launch.runs import trained_job
 
 
 def run(job: ExportJob) -> int:
     """Export one checkpoint of a run; returns the exit code."""
-    from fm.config.load import read
+    from fm.engine.card import card_facts
     from fm.engine.export import export_model
+    from fm.engine.places import run_of
 
-    source, out = Path(job.from_run), Path(job.out)
-    if not (source / RUN_FILE).is_file():
-        raise UserError(f"from_run={source}: no {RUN_FILE} there; give the run folder of fm pretrain")
-    trained = attempt_job(source)
-    if not isinstance(trained, PretrainJob):
-        raise UserError(f"from_run={source} is no run of fm pretrain")
-    about, _ = read(source / RUN_FILE)
-    facts = {"commit": about.get("commit", "unknown"), "seed": trained.seed}
-    export_model(source, out, job.step, weights=trained.trainer.export_weights, facts=facts)
+    out = Path(job.out)
+    with run_of(job.from_run) as (folder, store):
+        trained = trained_job(folder, job.from_run)
+        licence = trained.export.license if job.export.license == "unknown" else job.export.license
+        export_model(
+            folder,
+            out,
+            job.step,
+            store=store,
+            weights=job.weights or trained.trainer.export_weights,
+            facts=card_facts(trained, folder, licence),
+        )
+        store.release()
     print(f"encoder in {out}")
     print(f"next: fm evaluate encoder={out} data.url={trained.data.url}")
     return 0

@@ -30,6 +30,7 @@ REQUIRED = {
     "jobs logs": ["folder=runs/first"],
     "jobs cancel": ["folder=runs/first"],
     "jobs resubmit": ["folder=runs/first"],
+    "checkpoint convert": ["from_run=r", "out=o"],
 }
 
 OF_OPTIONS = {

@@ -18,6 +18,14 @@ from fm.config.trainer import TrainerConfig
         ({"spike_sigma": -1.0}, "spike_sigma"),
         ({"hang_timeout_s": -1}, "hang_timeout_s"),
         ({"keep_every_steps": -5}, "keep_every_steps"),
+        ({"keep_best": -1}, "keep_best"),
+        (
+            {"keep_best": 1},
+            r"keep_best=1 by probe_retrieval_r5 needs trainer\.probe_every_steps .*=200, not 0",
+        ),
+        ({"keep_best": 1, "probe_every_steps": 300}, r"checkpoint_every_steps=200, not 300"),
+        ({"keep_best": 1, "best_metric": ""}, r"needs trainer\.best_metric"),
+        ({"probe_every_steps": 10, "log_every_steps": 4}, r"a multiple of trainer\.log_every_steps=4"),
     ],
 )
 def test_impossible_values_are_refused(values: dict[str, Any], says: str) -> None:

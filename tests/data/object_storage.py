@@ -69,6 +69,10 @@ class Proxy(ThreadingHTTPServer):
         self.faults: deque[str] = deque()
         self.always = ""
         """A fault for every ranged read."""
+        self.write_faults: deque[str] = deque()
+        """Faults that the next writes and removals meet, one each."""
+        self.always_write = ""
+        """A fault for every write and removal."""
         self.reads: list[str] = []
         """Range header of each ranged read."""
         self.at_once = self.most_at_once = 0
@@ -100,10 +104,19 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET
 
+    def do_PUT(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+        with self.server.lock:
+            waiting = self.server.write_faults
+            fault = self.server.always_write or (waiting.popleft() if waiting else "")
+        self._answer(fault, body)
+
+    do_POST = do_DELETE = do_PUT
+
     def log_message(self, format: str, *args: object) -> None:
         return
 
-    def _answer(self, fault: str) -> None:
+    def _answer(self, fault: str, sent: bytes | None = None) -> None:
         if fault == "reset":
             # Linger of zero: the connection ends with RST instead of FIN.
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -115,7 +128,7 @@ class _Handler(BaseHTTPRequestHandler):
             body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>planted</Message></Error>".encode()
             self._send(int(fault), {"Content-Type": "application/xml"}, body, len(body))
             return
-        status, headers, body = self._upstream()
+        status, headers, body = self._upstream(sent)
         if fault == "slow":
             time.sleep(0.05)
         if fault == "fewer":  # an honest answer with half of what was asked for
@@ -123,10 +136,11 @@ class _Handler(BaseHTTPRequestHandler):
             headers.pop("Content-Range", None)
         self._send(status, headers, body[: len(body) // 2] if fault == "short" else body, len(body))
 
-    def _upstream(self) -> tuple[int, dict[str, str], bytes]:
+    def _upstream(self, sent: bytes | None) -> tuple[int, dict[str, str], bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.server.upstream, timeout=20)
         try:
-            connection.request(self.command, self.path, headers=dict(self.headers))
+            headers = {name: value for name, value in self.headers.items() if name.lower() != "expect"}
+            connection.request(self.command, self.path, body=sent, headers=headers)
             answer = connection.getresponse()
             return answer.status, dict(answer.getheaders()), answer.read()
         finally:

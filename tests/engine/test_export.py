@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 from transformers import AutoModel
 
@@ -60,7 +61,29 @@ def test_the_chosen_weights_load_in_plain_transformers(
     card = (out / "README.md").read_text()
     assert "| dataset id | d4t4 |" in card and "| commit | c0ffee |" in card
     assert f"| training loss | {float(step or 2):.4f} |" in card
-    assert "license: unknown" in card
+    assert "license: unknown" in card and "| seed |" not in card
+
+
+def test_the_card_names_the_model_but_no_place(run: Path, tmp_path: Path) -> None:
+    values = {
+        "data": {"url": "/hospital/shards", "cache_dir": "", "global_batch_size": 8, "contrast_weights": {"t1w": 2.0}},
+        "model": {"dim": 24, "text_from": "C:\\models\\bert"},
+        "trainer": {"checkpoint_url": "s3://bucket/runs/x"},
+    }
+    facts = {"commit": "c0ffee", "licence": "cc-by-nc-4.0", "configuration": values}
+    card = (export_model(run, tmp_path / "out", facts=facts) / "README.md").read_text()
+    _, head, body = card.split("---\n", 2)
+    assert yaml.safe_load(head) == {
+        "library_name": "transformers",
+        "license": "cc-by-nc-4.0",
+        "tags": ["MRI", "3D", "feature-extraction"],
+    }
+    shown = yaml.safe_load(body.split("```yaml\n")[1].split("```")[0])
+    assert shown == {
+        "model": {"dim": 24},
+        "data": {"cache_dir": "", "global_batch_size": 8, "contrast_weights": {"t1w": 2.0}},
+    }
+    assert "hospital" not in card and "bert" not in card and "bucket" not in card
 
 
 def test_a_folder_that_holds_something_is_left_alone(run: Path, tmp_path: Path) -> None:
@@ -80,7 +103,7 @@ def test_a_damaged_checkpoint_is_not_exported(run: Path, tmp_path: Path) -> None
     assert "| steps | 1 |" in (tmp_path / "older" / "README.md").read_text()
     with pytest.raises(CheckpointError, match="SHA-256"):
         export_model(run, tmp_path / "out", 2)
-    with pytest.raises(CheckpointError, match="not committed"):
+    with pytest.raises(CheckpointError, match=r"step=7: not committed in .*; the steps there: 1, 2$"):
         export_model(run, tmp_path / "out", 7)
     assert not (tmp_path / "out").exists()
 

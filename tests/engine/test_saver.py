@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from fm.engine import checkpoint
 from fm.engine.checkpoint import CheckpointStore
-from fm.engine.saver import Saver, Snapshot
+from fm.engine.saver import Saver
+from fm.engine.snapshot import Snapshot
 
 
 @pytest.fixture

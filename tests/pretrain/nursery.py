@@ -61,6 +61,7 @@ def born(request: dict[str, Any], rank: int, port: int) -> int:
         log = os.open(run_dir / "events.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         for stream in (1, 2):
             os.dup2(log, stream)
+        os.environ |= request["environment"]
         world = str(request["ranks"])
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "FM_ATTEMPT": request["attempt"]}
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}

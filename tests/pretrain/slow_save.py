@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import launch.worker
-from fm.engine.saver import Snapshot
+from fm.engine.snapshot import Snapshot
 
 if __name__ == "__main__":
     os.environ["FM_ATTEMPT"] = "slow"

@@ -8,12 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from transformers import AutoModel
 
-import fm.models  # noqa: F401 - registers the model with transformers
+from fm.data.index import Manifest
+from fm.data.volume import from_sample
+from fm.engine.checkpoint import CheckpointStore
+from fm.engine.export import export_model
+from fm.models.encoder import load_encoder
+from fm.probes.online import retrieval_recall
 
 Rows = Callable[[Path], list[dict[str, Any]]]
 COMPARED = ("loss", "self_distillation", "image_text", "koleo", "gradient_norm")
@@ -25,7 +32,7 @@ def trace(rows: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
 
 def test_rows_39_41_and_49_hold_in_every_process(two_rank_runs: dict[str, Path]) -> None:
     """What scenarios.py asserts on each rank: teacher averages, skipped steps, refusal of damaged checkpoints."""
-    assert (two_rank_runs["out"].read_text()).count("holds") == 2 * 5
+    assert (two_rank_runs["out"].read_text()).count("holds") == 2 * 6
 
 
 def test_row_41_a_bad_batch_is_skipped_by_all_and_its_samples_kept(two_rank_runs: dict[str, Path], rows: Rows) -> None:
@@ -102,6 +109,35 @@ def test_row_49_the_export_is_the_teacher(two_rank_runs: dict[str, Path]) -> Non
     teacher = load_file(run / "checkpoints" / "step-00000005" / "teacher.safetensors")
     assert all(torch.equal(value, teacher[f"fm.{name}"]) for name, value in model.state_dict().items())
     assert {value.dtype for value in model.state_dict().values()} == {torch.float32}
+
+
+def test_the_probe_measures_the_teacher_and_leaves_the_training_as_it_is(
+    two_rank_runs: dict[str, Path], split_dataset: str, rows: Rows
+) -> None:
+    """Every third step has gauges; the last are those of the exported teacher, and the losses of the run without."""
+    run = two_rank_runs["probed"]
+    assert trace(rows(run)) == trace(rows(two_rank_runs["calm"]))
+    probed = [row for row in rows(run) if "probe_retrieval_r5" in row]
+    assert [row["step"] for row in probed] == [3, 6, 9, 12] and all(0 <= row["probe_knn"] <= 1 for row in probed)
+    assert all(rows(run)[row["step"]]["probe_s"] > 0 for row in probed), "its time stands in the step that follows"
+
+    store, best = CheckpointStore(run / "checkpoints"), max(probed, key=lambda r: (r["probe_retrieval_r5"], r["step"]))
+    assert store.steps() == sorted({best["step"], 14}), "pruning leaves the best and the last"
+    manifest = Manifest.open(split_dataset).select(split="val")
+    found = export_model(run, run / "at_best", best["step"], facts={"licence": "cc-by-4.0"})
+    encoder = load_encoder(found)
+    studies = [manifest.study(key) for key in manifest.keys]
+    images = [[from_sample(s, manifest.read(study.key, f"{s.name}.b2")) for s in study.series] for study in studies]
+    texts = [study.report.diagnostic for study in studies if study.report is not None]
+    again = retrieval_recall(encoder.encode_studies(images).projected, encoder.embed_text(texts), np.arange(8))
+    assert again["retrieval_r5"] == pytest.approx(best["probe_retrieval_r5"])
+
+    card = (run / "export" / "README.md").read_text()
+    head = yaml.safe_load(card.split("---")[1])
+    assert head["license"] == "cc-by-4.0" and head["library_name"] == "transformers"
+    assert "| training studies | 24 |" in card and "| training patients | 24 |" in card
+    assert f"| probe_knn at step 12 | {probed[-1]['probe_knn']:.4f} |" in card
+    assert "global_batch_size: 8" in card and str(run) not in card and split_dataset not in card
 
 
 @pytest.mark.full

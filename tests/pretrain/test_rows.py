@@ -7,20 +7,28 @@ import math
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from fm.config import compose
+from fm.config.errors import ConfigError
 from fm.engine.checkpoint import CheckpointStore
+from fm.engine.places import run_of
 from fm.engine.verdict import Outcome, read_verdict
 from launch import runs
 from launch.entry import Topology, _exit_code, torchrun
+from launch.verbs.main import main
+from tests.data import object_storage
+from tests.data.object_storage import Proxy
 
 Rows = Callable[[Path], list[dict[str, Any]]]
 Train = Callable[..., list[int]]
@@ -119,24 +127,39 @@ def test_row_36_killed_while_it_saves_after_a_signal(run: Path, calm: Path, trai
     assert trace(rows(run)) == trace(rows(calm))
 
 
-@pytest.mark.full
-def test_row_35_a_save_longer_than_torchruns_patience(run: Path) -> None:
-    """torchrun kills workers 30 s after SIGTERM unless told otherwise; this save takes 40 s and is told twice."""
+TOLD = [("torchrun", 1), ("rank 0", 1), ("rank 1", 1), ("all", 1), ("rank 0", 2), ("all", 2)]
+"""Whom SIGTERM reaches, and how often; torchrun, twice, is tried in every run of the tests."""
+
+
+@pytest.mark.parametrize(
+    ("target", "times"), [("torchrun", 2), *(pytest.param(*case, marks=pytest.mark.full) for case in TOLD)]
+)
+def test_row_35_a_save_longer_than_torchruns_patience(target: str, times: int, run: Path) -> None:
+    """torchrun kills workers 30 s after SIGTERM unless told otherwise; this save takes 40 s, whoever is told."""
     script = Path(__file__).with_name("slow_save.py")
     command = torchrun(Topology(processes=2, threads=1), 120, [str(script), str(run), "40"])
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not (run / "metrics.jsonl").is_file() or len((run / "metrics.jsonl").read_text().splitlines()) < 1:
         assert process.poll() is None
         time.sleep(0.05)
-    began = time.monotonic()
-    for _ in range(2):
-        process.send_signal(signal.SIGTERM)
-        time.sleep(3)
+    began, agent = time.monotonic(), psutil.Process(process.pid)
+    ranks = {f"rank {worker.environ()['RANK']}": [worker] for worker in agent.children()}
+    chosen = {"torchrun": [agent], "all": [agent, *ranks["rank 0"], *ranks["rank 1"]], **ranks}[target]
+    for turn in range(times):
+        for one in chosen:
+            one.send_signal(signal.SIGTERM)
+        if turn + 1 < times:
+            time.sleep(3)
     returncode = process.wait(300)
     assert time.monotonic() - began > 40
     assert _exit_code(run, "slow", returncode) == 75
     store = CheckpointStore(run / "checkpoints")
-    assert store.newest(required=True) == (store.steps()[-1], store.folder(store.steps()[-1]))
+    (last,) = [step for step in store.steps() if step == rows_of(run)[-1]["step"]]
+    assert store.newest(required=True) == (last, store.folder(last))
+
+
+def rows_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def seen(run: Path, ranks: int) -> dict[int, list[str]]:
@@ -247,3 +270,112 @@ def test_row_44_a_data_worker_is_killed(
     assert train(run, fault(0, "backward", 3, "kill-data-worker"), timeout_s=200) == [1, 1]
     assert time.monotonic() - began < 120
     assert "a data worker of rank 0 was killed" in failures(run)[0] and "data.prefetch=1" in failures(run)[0]
+
+
+@pytest.mark.full
+def test_row_37_moments_cut_anew_change_nothing(
+    run: Path, calm: Path, train: Train, rows: Rows, tmp_path: Path
+) -> None:
+    """fm checkpoint convert makes a run folder of three shards; two processes go on with it, bit for bit."""
+    assert train(run, fault(0, "backward", 5, "SIGTERM")) == [75, 75]
+    out = tmp_path / "converted"
+    assert main(["checkpoint", "convert", f"from_run={run}", f"out={out}", "form=run", "ranks=3"]) == 0
+    assert len(list((out / "checkpoints" / "step-00000005").glob("moments-*-of-00003.safetensors"))) == 3
+    go_on(out)
+    assert train(out) == [0, 0]
+    assert trace(rows(out)) == trace(rows(calm))
+    mine, theirs = (load_file(folder / "export" / "model.safetensors") for folder in (out, calm))
+    assert all(torch.equal(mine[name], value) for name, value in theirs.items())
+
+
+PLACE = "trainer.checkpoint_url=s3://bucket/runs/x"
+
+
+def test_rows_34_and_40_checkpoints_in_object_storage_outlive_the_folder(
+    tmp_path: Path, dataset: str, calm: Path, new_run: Callable[..., Path], train: Train, rows: Rows, s3: Proxy
+) -> None:
+    """503s, SIGKILL of rank 0 in mid-upload, the folder lost: run again, it ends as the undisturbed run does."""
+    # Rank 0 puts nine objects a save: moments, student, teacher, state, config, trace, mark, manifest, COMMITTED.
+    run, environment = new_run(tmp_path / "run", dataset, *WORDS, PLACE), object_storage.environment(s3.url)
+    shutil.copytree(calm / "tokenizer", run / "tokenizer")
+    s3.write_faults.extend(["503", "503"])
+    codes = train(run, fault(0, "upload", 22, "SIGKILL"), environment=environment)
+    assert codes[0] == KILLED and codes[1] != 0
+    assert not (run / "checkpoints").exists() and not s3.write_faults
+    shutil.rmtree(run)
+    with pytest.raises(ConfigError, match=r"holds another run: optim\.learning_rate is"):
+        new_run(run, dataset, *WORDS, PLACE, "optim.learning_rate=0.5")
+    new_run(run, dataset, *WORDS, PLACE)
+    assert train(run, environment=environment) == [0, 0]
+    assert "resumes at step 4 of 12" in (run / "events.log").read_text()
+    assert trace(rows(run)) == trace(rows(calm)) and not (run / "fetched").exists()
+    mine, theirs = (load_file(folder / "export" / "model.safetensors") for folder in (run, calm))
+    assert all(torch.equal(mine[name], value) for name, value in theirs.items())
+    with run_of("s3://bucket/runs/x") as (_, store):
+        assert store.steps() == [10, 12]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("phase", ["upload", "mark", "put-manifest", "put-commit", "prune"])
+def test_row_34_killed_at_any_phase_of_an_upload(
+    phase: str,
+    rank: int,
+    tmp_path: Path,
+    dataset: str,
+    calm: Path,
+    new_run: Callable[..., Path],
+    train: Train,
+    rows: Rows,
+    s3: Proxy,
+) -> None:
+    if rank == 1 and phase not in ("upload", "mark"):
+        pytest.skip("rank 0 alone commits")
+    run, environment = new_run(tmp_path / "run", dataset, *WORDS, PLACE), object_storage.environment(s3.url)
+    shutil.copytree(calm / "tokenizer", run / "tokenizer")
+    turn = {(0, "upload"): 22, (1, "upload"): 5}.get((rank, phase), 3)
+    codes = train(run, fault(rank, phase, turn, "SIGKILL"), environment=environment)
+    assert codes[rank] == KILLED and codes[1 - rank] != 0
+    assert train(run, environment=environment) == [0, 0]
+    assert "resumes at step" in (run / "events.log").read_text()
+    assert trace(rows(run)) == trace(rows(calm))
+
+
+@pytest.mark.full
+def test_rows_35_and_36_signals_while_it_uploads(
+    tmp_path: Path, dataset: str, calm: Path, new_run: Callable[..., Path], train: Train, rows: Rows, s3: Proxy
+) -> None:
+    """Told twice in a step and again while it uploads: one good checkpoint more, exit code 75."""
+    run, environment = new_run(tmp_path / "run", dataset, *WORDS, PLACE), object_storage.environment(s3.url)
+    twice = "terminate-twice"
+    faults = (fault(1, "backward", 3, twice), fault("all", "upload", 4, twice))
+    assert train(run, *faults, environment=environment) == [75, 75]
+    with run_of("s3://bucket/runs/x") as (_, store):
+        assert store.steps() == [2, 3]
+        store.verify(3)
+    assert rows(run)[-1]["step"] == 3
+
+
+@pytest.mark.full
+def test_row_40_a_store_that_fails_while_it_trains(
+    tmp_path: Path, dataset: str, calm: Path, new_run: Callable[..., Path], train: Train, rows: Rows, s3: Proxy
+) -> None:
+    """From some upload on every write is refused: training goes on and says so; the earlier checkpoints stay."""
+    run = new_run(tmp_path / "run", dataset, *WORDS, PLACE, "data.read_attempts=2", "data.read_wait_s=0.01")
+    shutil.copytree(calm / "tokenizer", run / "tokenizer")
+    environment = object_storage.environment(s3.url)
+    waiter = threading.Thread(target=_refuse_after, args=(s3, run, 5), daemon=True)
+    waiter.start()
+    assert train(run, environment=environment) == [1, 1]
+    waiter.join()
+    s3.always_write = ""
+    assert rows(run)[-1]["step"] == 12
+    assert "training goes on" in (run / "events.log").read_text() and "could not be saved" in failures(run)[0]
+    assert train(run, environment=environment) == [0, 0]
+    assert trace(rows(run)) == trace(rows(calm))
+
+
+def _refuse_after(proxy: Proxy, run: Path, step: int) -> None:
+    while not (run / "metrics.jsonl").is_file() or f'"step": {step},' not in (run / "metrics.jsonl").read_text():
+        time.sleep(0.01)
+    proxy.always_write = "503"
