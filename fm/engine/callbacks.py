@@ -73,6 +73,7 @@ class Keeper(pl.Callback):
             )
             module.completed_steps = saved.step
             module.spikes.restore(saved.recent_losses)
+            module.restore_loss_scaling(saved.loss_scaling)
         self._saver = Saver(self._store, module.completed_steps, lambda: module.device_for_flags)
         self._stop.install()
 
@@ -115,6 +116,7 @@ class Keeper(pl.Callback):
             student=module.student,
         )
         state.recent_losses = module.spikes.losses
+        state.loss_scaling = module.loss_scaling
         return state
 
 
