@@ -189,7 +189,7 @@ class Nursery:
     def close(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(30)
+        self._process.wait(120)
 
     def _answer(self) -> str:
         assert self._process.stdout is not None

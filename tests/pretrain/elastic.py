@@ -1,6 +1,6 @@
 """One training that changes its processes and its ZeRO stage on the way, beside the same training left alone: a plot.
 
-Run ``python tests/pretrain/elastic.py docs/images/elastic.png``; it takes one to two minutes on two idle cores.
+Run ``PYTHONPATH=. .venv/bin/python tests/pretrain/elastic.py docs/images/elastic.png``.
 """
 
 from __future__ import annotations
