@@ -158,7 +158,7 @@ def test_row_37_two_processes_become_one_and_zero_2_becomes_3_and_0(
     run: Path, calm: Path, train: Train, rows: Rows
 ) -> None:
     assert train(run, fault(0, "backward", 5, "SIGTERM")) == [75, 75]
-    go_on(run, "trainer=zero3")
+    go_on(run, "trainer.stage=3")
     assert train(run, fault(0, "backward", 3, "SIGTERM")) == [75, 75]
     go_on(run, "trainer.stage=0", "launch.processes=1", "data.micro_batch_size=8")
     assert train(run, ranks=1) == [0]
