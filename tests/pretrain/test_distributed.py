@@ -72,7 +72,7 @@ def test_row_37_zero_3_that_accumulates_equals_zero_2(two_rank_runs: dict[str, P
     )
     weights = [load_file(run / "export" / "model.safetensors") for run in (cut, sharded)]
     for name, value in weights[0].items():
-        torch.testing.assert_close(value, weights[1][name], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(value, weights[1][name], rtol=1e-4, atol=5e-5)
 
 
 def test_each_rank_leaves_a_profile_and_the_attempt_its_environment(two_rank_runs: dict[str, Path]) -> None:
