@@ -18,6 +18,18 @@ class Precision(StrEnum):
     """bf16 where the hardware multiplies it natively, else fp32."""
     fp32 = "fp32"
     bf16 = "bf16"
+    fp16 = "fp16"
+    """With dynamic loss scaling, for GPUs without bf16; on CUDA only."""
+
+
+class Offload(StrEnum):
+    """Where ZeRO keeps what the device has no room for."""
+
+    none = "none"
+    cpu = "cpu"
+    """In host memory."""
+    nvme = "nvme"
+    """In files under `trainer.nvme_path`; parameters only."""
 
 
 class Device(StrEnum):
@@ -57,8 +69,14 @@ class TrainerConfig:
     """DeepSpeed stage and precision, checkpoints, logging."""
 
     stage: int = 2
-    """DeepSpeed ZeRO stage: 0 replicates, 1 shards optimiser states, 2 gradients too."""
+    """DeepSpeed ZeRO stage: 0 replicates, 1 shards optimiser states, 2 gradients too, 3 parameters and teacher too."""
     precision: Precision = Precision.auto
+    offload_optimizer: Offload = Offload.none
+    """Where masters and moments live; with cpu the CPU steps. From stage 1 on."""
+    offload_parameters: Offload = Offload.none
+    """Where a rank's share of the parameters waits until it is needed; at stage 3."""
+    nvme_path: str = ""
+    """Folder on each node's own fast disk for parameters that are offloaded to nvme; worth nothing after the run."""
     device: Device = Device.auto
     deterministic: bool = False
     """Only deterministic kernels: a resumed run then repeats an uninterrupted one bit for bit."""
@@ -109,13 +127,16 @@ class TrainerConfig:
 
         ZeRO-0 with bf16 keeps no float32 masters (the weights drift; 17 % off after 10 steps), so it is refused.
         """
-        if self.stage not in (0, 1, 2):
-            raise ConfigError(f"trainer.stage={self.stage}: this version shards up to gradients; use 0, 1 or 2")
-        if self.stage == 0 and self.precision is Precision.bf16:
+        if self.stage not in (0, 1, 2, 3):
+            raise ConfigError(f"trainer.stage={self.stage}: ZeRO has the stages 0, 1, 2 and 3")
+        if self.stage == 0 and self.precision in (Precision.bf16, Precision.fp16):
             raise ConfigError(
-                "trainer.stage=0 with trainer.precision=bf16 has no float32 master weights: "
-                "use trainer.stage=1 or 2, or trainer.precision=fp32"
+                f"trainer.stage=0 with trainer.precision={self.precision} has no float32 master weights: "
+                "use trainer.stage=1, 2 or 3, or trainer.precision=fp32"
             )
+        if self.precision is Precision.fp16 and self.device is Device.cpu:
+            raise ConfigError("trainer.precision=fp16 needs CUDA: on the CPU use trainer.precision=bf16 or fp32")
+        self._check_offload()
         for name, count in (
             ("checkpoint_every_steps", self.checkpoint_every_steps),
             ("keep_last", self.keep_last),
@@ -156,3 +177,16 @@ class TrainerConfig:
                     f"trainer.keep_best={self.keep_best} by {self.best_metric} needs trainer.probe_every_steps to be a "
                     f"multiple of trainer.checkpoint_every_steps={self.checkpoint_every_steps}, not {every}"
                 )
+    def _check_offload(self) -> None:
+        if self.offload_optimizer is not Offload.none and self.stage == 0:
+            raise ConfigError("trainer.offload_optimizer needs a sharded optimiser: use trainer.stage=1, 2 or 3")
+        if self.offload_optimizer is Offload.nvme:
+            raise ConfigError(
+                "trainer.offload_optimizer=nvme: checkpoints are taken of masters and moments in memory; use cpu"
+            )
+        if self.stage < 3 and self.offload_parameters is not Offload.none:
+            raise ConfigError(f"trainer.offload_parameters needs trainer.stage=3, not {self.stage}")
+        if self.offload_parameters is Offload.nvme and not self.nvme_path:
+            raise ConfigError(
+                "trainer.offload_parameters=nvme needs trainer.nvme_path: a folder on each node's own disk"
+            )

@@ -68,8 +68,13 @@ class Replay:
         self._leaves = {name: value.detach().requires_grad_(self._keep) for name, value in joined.items()}
         return _rebuild(outputs[0], self._leaves)
 
-    def surrogate(self, number: int) -> Tensor:
-        """A scalar with the objective's gradient through micro-batch `number`; call after the objective's backward."""
+    def surrogate(self, number: int, scale: float = 1.0) -> Tensor:
+        """A scalar with the objective's gradient through micro-batch `number`; call after the objective's backward.
+
+        Args:
+            number: of the micro-batch.
+            scale: what the objective was multiplied with before its backward pass; it is taken out again.
+        """
         output = _tensors(self._compute(number))
         total = next(iter(output.values())).new_zeros((), dtype=torch.float32)
         for name, value in output.items():
@@ -81,7 +86,7 @@ class Replay:
             else:
                 first = sum(len(parts[name]) for parts in self._outputs[:number])
                 grad = grad[first : first + len(value)]
-            total = total + (value * grad).sum()
+            total = total + (value.float() * (grad.float() / scale)).sum()
         return total
 
     def _compute(self, number: int) -> StudentOutput:

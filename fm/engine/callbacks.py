@@ -98,6 +98,7 @@ class Keeper(pl.Callback):
             module.spikes.restore(saved.recent_losses)
             if rank() == 0:
                 self._store.release()  # the ranks have met after they loaded it
+            module.restore_loss_scaling(saved.loss_scaling)
         self._saver = Saver(self._store, module.completed_steps, lambda: module.device_for_flags)
         self._stop.install()
 
@@ -154,6 +155,7 @@ class Keeper(pl.Callback):
                 for name, value in row.items()
                 if isinstance(value, int | float) and math.isfinite(value)
             }
+        state.loss_scaling = module.loss_scaling
         return state
 
 

@@ -71,6 +71,8 @@ def less_memory(data: DataConfig, stage: int, ranks: int) -> str:
         )
     if stage < 2 and ranks > 1:
         return f"give trainer.stage=2 instead of {stage}, which splits gradients and optimiser over {ranks} ranks"
+    if stage == 2 and ranks > 1:
+        return f"give trainer.stage=3 instead of 2, which splits parameters and teacher over {ranks} ranks too"
     if data.max_series > 1:
         return f"give data.max_series={data.max_series // 2} instead of {data.max_series} in a new run"
     return "a single study does not fit: give a larger data.spacing_mm in a new run, or a device with more memory"

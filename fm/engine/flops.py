@@ -67,8 +67,11 @@ class FlopMeter:
                 rows, length = batch.ids_BL.shape
                 return float(rows) * transformer_flops(length, c.text_dim, c.text_depth, 4.0)
 
-            def head(x_SD: torch.Tensor, own: nn.Module = module.head) -> float:
-                return 2.0 * x_SD.shape[0] * sum(p.numel() for p in own.parameters() if p.ndim == 2)
+            # Counted now: at ZeRO-3 a rank never sees the head's weights whole again.
+            head_weights = sum(p.numel() for p in module.head.parameters() if p.ndim == 2)
+
+            def head(x_SD: torch.Tensor, weights: int = head_weights) -> float:
+                return 2.0 * x_SD.shape[0] * weights
 
             for part, count in ((module.fm.image, image), (module.fm.text, text), (module.head, head)):
                 part.register_forward_pre_hook(self._hook(count, factor))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -31,6 +31,8 @@ from fm.parallel.collectives import all_gather_with_grad, rank, seconds_waited, 
 Result = TypeVar("Result")
 Objective = Callable[[Any, Any, StudyBatch, Callable[[Tensor], Tensor]], tuple[Tensor, dict[str, Tensor]]]
 """``objective(student, teacher, batch, gather) -> (loss, report)``, see :mod:`fm.objectives`."""
+_LOSS_SCALING = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+"""The state of DeepSpeed's dynamic loss scaler."""
 Forwarded = tuple[Tensor, dict[str, Tensor], Callable[[], None]]
 """Loss, report, and what sends the gradient back."""
 
@@ -148,6 +150,20 @@ class TrainingModule(pl.LightningModule):
         """The DeepSpeed engine."""
         return self.trainer.strategy.model
 
+    @property
+    def loss_scaling(self) -> dict[str, float]:
+        """Where the search for fp16's loss scale stands; empty in other precisions."""
+        if not self.engine.fp16_enabled():
+            return {}
+        scaler = self.engine.optimizer.loss_scaler
+        return {name: float(getattr(scaler, name)) for name in _LOSS_SCALING}
+
+    def restore_loss_scaling(self, saved: Mapping[str, float]) -> None:
+        """Go on with a saved search; a run in another precision has none."""
+        if self.engine.fp16_enabled():
+            for name, value in saved.items():
+                setattr(self.engine.optimizer.loss_scaler, name, value if name == "cur_scale" else int(value))
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimiser that DeepSpeed shards."""
         return build_optimizer(self.student, self.optim)
@@ -158,6 +174,8 @@ class TrainingModule(pl.LightningModule):
             # DeepSpeed copies all gradients into buckets and back to reduce them over a single rank: 4 % of a step.
             self.engine.enable_backward_allreduce = False
         self.teacher.module.to(next(self.student.parameters()).device)
+        if self.engine.zero_optimization_partition_weights():
+            self.teacher.cut()
         self._masters = Masters(self.engine, self.student)
         self._shard = OptimizerShard(self.engine, self.student)
         self.teacher.copy_from(self._masters.read())
@@ -232,10 +250,12 @@ class TrainingModule(pl.LightningModule):
         loss, report = objective(replay, target, join_batches(micros), all_gather_with_grad)
 
         def backward() -> None:
-            loss.backward()
+            # Outputs in fp16 have gradients in fp16, which underflow unless they are scaled.
+            scale = self.loss_scaling.get("cur_scale", 1.0)
+            (loss * scale).backward()
             for number in range(len(micros)):
                 self.engine.set_gradient_accumulation_boundary(number == len(micros) - 1)
-                self.engine.backward(replay.surrogate(number))
+                self.engine.backward(replay.surrogate(number, scale))
 
         return loss, report, backward
 

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from fm.parallel.collectives import rank, world_size
+from fm.parallel.slices import own_slice, size_of
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's two averages."""
@@ -33,7 +34,7 @@ class Piece:
     """First element within the flattened parameter."""
     length: int
     owner: Tensor
-    """What the optimiser steps: the parameter itself (ZeRO-0), or this rank's part of all parameters of a group."""
+    """What the optimiser steps: the parameter itself (ZeRO-0), or this rank's part of the parameters of a group."""
     offset: int
     """First element within the flattened owner."""
 
@@ -46,7 +47,8 @@ class OptimizerShard:
     """Reads and writes the optimiser state of one rank as runs of elements under parameter names.
 
     What one layout saved another can load: ZeRO-0 holds whole parameters, ZeRO-1 and ZeRO-2 an equal part of all
-    parameters laid end to end, which cuts some of them. Elements, not ranks, are what a file speaks of.
+    parameters laid end to end, which cuts some of them, ZeRO-3 a slice of every parameter. Elements, not ranks, are
+    what a file speaks of.
     """
 
     def __init__(self, engine: Any, module: nn.Module) -> None:
@@ -59,7 +61,11 @@ class OptimizerShard:
         parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self._zero = engine.optimizer if engine.zero_optimization() else None
         self._optimizer = engine.optimizer.optimizer if self._zero is not None else engine.optimizer
-        self._pieces = list(self._cut(parameters) if self._zero is not None else _whole(parameters))
+        self._sliced: bool = engine.zero_optimization_partition_weights()
+        if self._sliced:
+            self._pieces = list(self._slices(parameters))
+        else:
+            self._pieces = list(self._cut(parameters) if self._zero is not None else _whole(parameters))
 
     def tensors(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         """What this rank has to save: ``moment/parameter`` and ``step/parameter``, and where each run starts.
@@ -108,7 +114,9 @@ class OptimizerShard:
                 if holders:
                     step = latest if self._zero is not None else max(part.step(piece.name) for part in holders)
                     self._fill(piece, holders, step)
-        if self._zero is not None:
+        if self._sliced:
+            self._weights_from_masters()
+        elif self._zero is not None:
             self._zero.update_lp_params()
 
     def _fill(self, piece: Piece, holders: Sequence[_Part], step: float) -> None:
@@ -136,6 +144,27 @@ class OptimizerShard:
                     owner=groups[mapping.param_group_index]["params"][0],
                     offset=mapping.hp_fragment_address.start,
                 )
+
+    def _slices(self, parameters: dict[str, nn.Parameter]) -> Iterator[Piece]:
+        zero: Any = self._zero
+        for name, parameter in parameters.items():
+            # DeepSpeed's own record of the group that holds a parameter's slice, and where in it the slice begins.
+            group, offset, run = zero.grad_position[zero.get_param_id(parameter)]
+            start, length = own_slice(size_of(parameter))
+            if run < length:
+                raise RuntimeError(f"parameter {name} is cut otherwise than it was: DeepSpeed's layout has changed")
+            if length:
+                owner = zero.fp32_partitioned_groups_flat[group]
+                yield Piece(name=name, start=start, length=length, owner=owner, offset=offset)
+
+    def _weights_from_masters(self) -> None:
+        # As at the end of a step; the weights that DeepSpeed keeps whole on every rank are gathered anew.
+        zero: Any = self._zero
+        zero._partition_all_parameters()
+        for group in range(len(zero.fp32_partitioned_groups_flat)):
+            zero._reassign_or_swap_out_partitioned_parameters(group)
+        if zero.persistent_parameters:
+            zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
 
 
 class _Part:

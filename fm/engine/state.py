@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -22,6 +25,7 @@ from fm.engine.snapshot import Snapshot
 from fm.engine.teacher import Teacher
 from fm.objectives.student import StudentModule
 from fm.parallel.collectives import barrier, rank, world_size
+from fm.parallel.slices import size_of, whole_to_write
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +55,8 @@ class RunState:
     """What the spike guard looks back on."""
     gauges: dict[str, float] = field(default_factory=dict)
     """Numbers of the step's row of metrics: the best checkpoints are chosen by one of them."""
+    loss_scaling: dict[str, float] = field(default_factory=dict)
+    """Where the search for fp16's loss scale stands; empty in other precisions."""
 
     @property
     def total_bytes(self) -> int:
@@ -99,15 +105,16 @@ def capture(
     state: RunState, *, masters: Masters, teacher: Teacher, shard: OptimizerShard, student: StudentModule
 ) -> Snapshot:
     """Copy what this rank has to write; a collective. Rank 0 writes what all ranks have."""
-    weights = masters.read()
     snapshot = Snapshot()
     moments, metadata = shard.tensors()
     snapshot.add(MOMENTS_FILE.format(rank(), state.world_size), moments, metadata)
+    weights, averages = _on_host_of_rank_0(masters.whole()), _on_host_of_rank_0(teacher.whole())
     if rank() == 0:
         # Frozen weights have no master: the teacher's copy of them is float32 whatever the engine made of the student.
-        frozen = {name: weight for name, weight in teacher.state().items() if name not in weights}
-        snapshot.add(STUDENT_FILE, {**_untrained(student), **frozen, **weights})
-        snapshot.add(TEACHER_FILE, teacher.state())
+        frozen = {name: weight for name, weight in averages.items() if name not in weights}
+        snapshot.tensors[STUDENT_FILE] = {**_on_host_of_rank_0(_buffers(student).items()), **frozen, **weights}
+        snapshot.tensors[TEACHER_FILE] = averages
+        snapshot.metadata |= {STUDENT_FILE: {}, TEACHER_FILE: {}}
         snapshot.texts[STATE_FILE] = json.dumps(asdict(state), sort_keys=True)
         snapshot.texts[f"{MODEL_FOLDER}/config.json"] = student.fm.config.to_json_string()
     return snapshot
@@ -132,22 +139,26 @@ def load_checkpoint(
     """
     saved = read_state(folder)
     state.require_same(saved, accept)
-    weights = load_file(folder / TEACHER_FILE)
-    if set(weights) != set(teacher.state()):
-        raise CheckpointError(f"checkpoint {folder}: the teacher has other parameters than this run's")
-    if rank() == 0 and (changes := state.changes(saved)):
-        log.warning("the layout has changed since step %d: %s", saved.step, ", ".join(changes))
-    _load_shard(folder, saved, shard, student)
-    teacher.copy_from(weights)
+    with safe_open(folder / TEACHER_FILE, "pt") as stored:
+        if set(stored.keys()) != teacher.names:
+            raise CheckpointError(f"checkpoint {folder}: the teacher has other parameters than this run's")
+        if rank() == 0 and (changes := state.changes(saved)):
+            log.warning("the layout has changed since step %d: %s", saved.step, ", ".join(changes))
+        _load_shard(folder, saved, shard, student)
+        for name in stored.keys():  # noqa: SIM118 - no mapping
+            teacher.load(name, stored.get_tensor(name))
     barrier()
     return saved
 
 
+@torch.no_grad()
 def _load_shard(folder: Path, saved: RunState, shard: OptimizerShard, student: StudentModule) -> None:
     stored = load_file(folder / STUDENT_FILE)
-    for name, value in _untrained(student).items():
-        if name in stored:
-            value.copy_(stored[name])
+    frozen = {name: p for name, p in student.named_parameters() if not p.requires_grad}
+    with whole_to_write(frozen.values()):
+        for name, value in {**_buffers(student), **frozen}.items():
+            if name in stored:
+                value.copy_(stored[name])
     moments = [folder / MOMENTS_FILE.format(number, saved.world_size) for number in range(saved.world_size)]
     try:
         shard.load(folder / STUDENT_FILE, moments)
@@ -163,13 +174,20 @@ def describe(*, step: int, stage: int, precision: str, dataset_id: str, student:
         precision=precision,
         world_size=world_size(),
         dataset_id=dataset_id,
-        parameters=sum(p.numel() for p in student.parameters() if p.requires_grad),
+        parameters=sum(size_of(p) for p in student.parameters() if p.requires_grad),
     )
 
 
-def _untrained(student: nn.Module) -> dict[str, Tensor]:
-    """What belongs to the student's weights but is not trained: frozen parameters and the buffers that are saved."""
-    saved = student.state_dict()
-    trained = {name for name, p in student.named_parameters() if p.requires_grad}
-    own = {name for name, _ in (*student.named_parameters(), *student.named_buffers())}
-    return {name: value for name, value in saved.items() if name in own - trained}
+def _buffers(student: nn.Module) -> dict[str, Tensor]:
+    """The buffers that are saved."""
+    own = {name for name, _ in student.named_buffers()}
+    return {name: value for name, value in student.state_dict().items() if name in own}
+
+
+def _on_host_of_rank_0(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """Copies on rank 0, nothing elsewhere; one at a time, as at ZeRO-3 each is whole for a moment only."""
+    return {
+        name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, value in tensors
+        if rank() == 0
+    }

@@ -44,6 +44,8 @@ def build_trainer(
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=r".*`training_step` returned `None`.*")
+    # DeepSpeed's ZeRO-3 calls collectives by names that torch 2.13 deprecates, twice a module.
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
     if config.deterministic:
         torch.use_deterministic_algorithms(True)
     return pl.Trainer(
@@ -51,13 +53,12 @@ def build_trainer(
         devices=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
         num_nodes=int(os.environ.get("GROUP_WORLD_SIZE", "1")),
         strategy=make_strategy(
-            stage=config.stage,
+            config,
             precision=precision,
             device=device,
             micro_batch_size=micro_batch_size,
             accumulation=accumulation,
             clip_norm=clip_norm,
-            timeout_s=config.collective_timeout_s,
         ),
         callbacks=list(callbacks),
         max_epochs=1,

@@ -41,7 +41,7 @@ from fm.engine.verdict import Outcome, Verdict, write_verdict
 from fm.objectives import StudentModule, build_objective, build_student, make_teacher
 from fm.parallel.collectives import barrier, broadcast_object, rank, world_size
 from fm.parallel.group import join
-from fm.parallel.hardware import resolve_device, resolve_precision
+from fm.parallel.hardware import require_offload, resolve_device, resolve_precision
 from fm.pretrain.probe import Prober
 
 log = logging.getLogger(__name__)
@@ -70,6 +70,7 @@ def pretrain(job: PretrainJob, run_dir: Path, attempt: str = "1") -> Outcome:
         UserError: data, batch sizes, hardware or checkpoints do not allow the run; training that only produces NaN.
     """
     device = resolve_device(job.trainer)
+    require_offload(job.trainer)
     join(device, job.trainer.collective_timeout_s)
     stop = StopFlag()
     stop.install()

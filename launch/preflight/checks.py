@@ -41,6 +41,7 @@ def examine(folder: Path) -> list[Fact]:
         _accelerator,
         lambda: _space(folder),
         _compiler,
+        _offload,
         _slurm,
         _storage,
         _git,
@@ -115,8 +116,18 @@ def _space(folder: Path) -> list[Fact]:
 def _compiler() -> list[Fact]:
     found = [name for name in ("g++", "ninja") if shutil.which(name)]
     lacking = [name for name in ("g++", "ninja") if name not in found]
-    advice = f"without {' and '.join(lacking)}: no CPU offload of the optimiser, no torch.compile; all else works"
+    advice = f"without {' and '.join(lacking)}: no torch.compile, no offload to NVMe; all else works"
     return [Fact("Compiler", ", ".join(found) or "none", advice if lacking else "")]
+
+
+def _offload() -> list[Fact]:
+    if find_spec("deepspeed") is None:
+        return []
+    from fm.parallel.hardware import can_use_nvme
+
+    ready = can_use_nvme()
+    advice = "" if ready else "to NVMe it needs g++, ninja and libaio: apt install libaio-dev"
+    return [Fact("Offload", "to host memory and NVMe" if ready else "to host memory", advice)]
 
 
 def _slurm() -> list[Fact]:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from fm.config.errors import ConfigError
-from fm.config.trainer import TrainerConfig
+from fm.config.trainer import Device, Offload, Precision, TrainerConfig
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,17 @@ from fm.config.trainer import TrainerConfig
         ({"keep_best": 1, "probe_every_steps": 300}, r"checkpoint_every_steps=200, not 300"),
         ({"keep_best": 1, "best_metric": ""}, r"needs trainer\.best_metric"),
         ({"probe_every_steps": 10, "log_every_steps": 4}, r"a multiple of trainer\.log_every_steps=4"),
+        ({"stage": 4}, r"trainer\.stage=4: ZeRO has the stages 0, 1, 2 and 3"),
+        (
+            {"stage": 0, "precision": Precision.bf16},
+            r"precision=bf16 has no float32 master .* use trainer\.stage=1",
+        ),
+        ({"stage": 0, "precision": Precision.fp16}, r"precision=fp16 has no float32 master"),
+        ({"precision": Precision.fp16, "device": Device.cpu}, r"trainer\.precision=fp16 needs CUDA"),
+        ({"stage": 0, "offload_optimizer": Offload.cpu}, r"trainer\.offload_optimizer needs a sharded optimiser"),
+        ({"offload_optimizer": Offload.nvme}, r"trainer\.offload_optimizer=nvme: .* use cpu"),
+        ({"offload_parameters": Offload.cpu}, r"trainer\.offload_parameters needs trainer\.stage=3, not 2"),
+        ({"stage": 3, "offload_parameters": Offload.nvme}, r"needs trainer\.nvme_path"),
     ],
 )
 def test_impossible_values_are_refused(values: dict[str, Any], says: str) -> None:

@@ -24,7 +24,8 @@ def test_then_the_optimizer_then_the_study() -> None:
     single = replace(DATA, micro_batch_size=1)
     assert "trainer.stage=2 instead of 0" in less_memory(single, 0, 2)
     assert "data.max_series=2 instead of 4" in less_memory(single, 0, 1)
-    assert "larger data.spacing_mm" in less_memory(replace(single, max_series=1), 2, 2)
+    assert "trainer.stage=3 instead of 2" in less_memory(single, 2, 2)
+    assert "larger data.spacing_mm" in less_memory(replace(single, max_series=1), 3, 2)
 
 
 def test_real_allocation_failure_becomes_advice() -> None:

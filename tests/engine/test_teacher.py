@@ -34,6 +34,17 @@ def test_what_is_frozen_stays_but_is_loaded() -> None:
         teacher.update({"b.weight": torch.tensor([[6.0]])}, 0.5)
 
 
+def test_a_cut_teacher_averages_and_loads_as_a_whole_one() -> None:
+    """One rank: its slice is all of a parameter, flat. Two ranks are in tests/pretrain."""
+    teacher, x = Teacher(frozen(2.0)), torch.tensor([[1.0]])
+    teacher.cut()
+    assert teacher.names == {"weight"} and next(teacher.module.parameters()).numel() == 0
+    teacher.update({"weight": torch.tensor([4.0])}, 0.5)
+    assert teacher.module(x).item() == 3.0 and next(teacher.module.parameters()).numel() == 0
+    teacher.load("weight", torch.tensor([[9.0]]))
+    assert teacher.state()["weight"].tolist() == [[9.0]] and teacher.module(x).item() == 9.0
+
+
 def test_float32_moves_where_bf16_would_stand_still() -> None:
     """1000 steps of momentum 0.999 towards a master 10 % away: 63 % of the way there."""
     teacher = Teacher(frozen(1.0))

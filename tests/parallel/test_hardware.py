@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from fm.config.errors import ConfigError
-from fm.config.trainer import Device, Precision, TrainerConfig
+from fm.config.trainer import Device, Offload, Precision, TrainerConfig
 from fm.parallel import hardware
-from fm.parallel.hardware import cpu_has_bf16, resolve_device, resolve_precision
+from fm.parallel.hardware import can_use_nvme, cpu_has_bf16, require_offload, resolve_device, resolve_precision
 
 
 @pytest.mark.parametrize(
@@ -47,8 +47,18 @@ def test_cuda_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) ->
         resolve_device(TrainerConfig(device=Device.cuda))
 
 
-def test_stage_0_with_bf16_is_refused_at_compose() -> None:
-    with pytest.raises(ConfigError, match="no float32 master"):
-        TrainerConfig(stage=0, precision=Precision.bf16)
-    with pytest.raises(ConfigError, match=r"trainer\.stage=3: this version"):
-        TrainerConfig(stage=3)
+def test_nvme_is_refused_where_deepspeed_cannot_build_its_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TrainerConfig(stage=3, offload_parameters=Offload.nvme, nvme_path="/scratch")
+    monkeypatch.setenv("PATH", "")
+    assert not can_use_nvme()
+    with pytest.raises(ConfigError, match="needs g\\+\\+, ninja and libaio"):
+        require_offload(config)
+    require_offload(TrainerConfig(stage=3, offload_parameters=Offload.cpu, offload_optimizer=Offload.cpu))
+
+
+def test_fp16_is_refused_without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"trainer\.precision=fp16 needs CUDA"):
+        resolve_precision(TrainerConfig(precision=Precision.fp16))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert resolve_precision(TrainerConfig(precision=Precision.fp16)) is Precision.fp16

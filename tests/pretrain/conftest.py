@@ -168,6 +168,7 @@ def two_rank_runs(
         "bf16": ("averages", "max_steps=5", "trainer.precision=bf16", "trainer.profile_steps=[2,3]"),
         "skipped": ("skips", "max_steps=6", "trainer.precision=bf16", "optim.final_teacher_momentum=0.99"),
         "sharded": ("averages", "max_steps=5", "trainer.precision=fp32"),
+        "zero3": ("averages", "max_steps=5", "trainer=zero3", "trainer.precision=fp32", "data.micro_batch_size=2"),
         "damaged": ("refuses", "max_steps=8", "trainer.checkpoint_every_steps=2"),
         "calm": ("plain", *CALM),
         "probed": ("plain", *CALM, *PROBED),
@@ -250,13 +251,24 @@ def fm() -> Callable[..., subprocess.Popen[str]]:
 @pytest.fixture
 def rows() -> Callable[[Path], list[dict[str, Any]]]:
     """The rows of a run's metrics so far."""
+    return rows_of
 
-    def read(run_dir: Path) -> list[dict[str, Any]]:
-        path = run_dir / "metrics.jsonl"
-        text = path.read_text() if path.exists() else ""
-        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
-    return read
+def rows_of(run_dir: Path) -> list[dict[str, Any]]:
+    path = run_dir / "metrics.jsonl"
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def seen(run_dir: Path, ranks: int) -> dict[int, list[str]]:
+    """The samples of each step, over the ranks of all attempts; what a step saw when it was repeated counts once."""
+    steps: dict[int, list[str]] = {}
+    for rank in range(ranks):
+        path = run_dir / f"seen-{rank}.jsonl"
+        for line in path.read_text().splitlines() if path.is_file() else []:
+            entry = json.loads(line)
+            steps.setdefault(entry["step"], []).extend(entry["keys"])
+    return steps
 
 
 @pytest.fixture

@@ -9,20 +9,24 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from deepspeed.runtime.zero import GatheredParameters
 from deepspeed.utils import safe_get_full_fp32_param
 
 import fm.pretrain.run as pretrain_run
 from fm.config.errors import UserError
+from fm.config.trainer import Precision
 from fm.engine.checkpoint import CheckpointError, CheckpointStore
 from fm.engine.module import TrainingModule
 from fm.engine.schedules import teacher_momentum
 from fm.engine.verdict import Outcome
 from fm.objectives import build_objective
+from fm.parallel.hardware import resolve_precision
 from launch.runs import attempt_job
 
 RANK = int(os.environ.get("RANK", "0"))
@@ -52,7 +56,10 @@ def copies(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def averages(run_dir: Path) -> None:
-    """The teacher equals an average replayed in float64 from the masters that DeepSpeed itself hands out."""
+    """The teacher equals an average replayed in float64 from the masters that DeepSpeed itself hands out.
+
+    The engine's own weights must be these masters in its precision: at ZeRO-3 that is what tells of a wrong slice.
+    """
     job = attempt_job(run_dir)
     replay: dict[str, torch.Tensor] = {}
     moved: list[float] = []
@@ -60,20 +67,23 @@ def averages(run_dir: Path) -> None:
     def before(module: TrainingModule) -> None:
         if not replay:
             replay.update({name: value.double() for name, value in copies(module.teacher.state()).items()})
-            for name, value in module.masters.read().items():
-                assert torch.equal(value, module.teacher.state()[name]), f"{name} does not start at its master"
+            for name, value in module.masters.whole():
+                assert torch.equal(value.double(), replay[name]), f"{name} does not start at its master"
 
     def after(module: TrainingModule, _: Any) -> None:
         momentum = teacher_momentum(job.optim, module.completed_steps - 1, job.max_steps)
-        masters = module.masters.read()
+        masters, teacher = dict(module.masters.whole()), module.teacher.state()
         for name, parameter in module.student.named_parameters():
             theirs = safe_get_full_fp32_param(parameter)
             if theirs is None:  # stage 0 knows no masters but the parameters
                 theirs = parameter.detach()
             assert theirs.dtype == torch.float32
             assert torch.equal(masters[name], theirs.view_as(masters[name])), f"master of {name}"
+            with GatheredParameters([parameter]):
+                weight = masters[name].to(parameter.dtype).view_as(parameter)
+                assert torch.equal(weight, parameter), f"weight of {name}"
             replay[name] = momentum * replay[name] + (1 - momentum) * theirs.view_as(replay[name]).double()
-            difference = (module.teacher.state()[name].double() - replay[name]).abs().max()
+            difference = (teacher[name].double() - replay[name]).abs().max()
             assert difference < 1e-6, f"{name}: the teacher is {difference:.2e} off"
         name = next(iter(replay))
         moved.append(float((replay[name] - masters[name].double()).abs().max()))
@@ -103,10 +113,10 @@ def skips(run_dir: Path) -> None:
         return run
 
     def before(module: TrainingModule) -> Any:
-        return copies(module.masters.read()), copies(module.teacher.state())
+        return copies(dict(module.masters.whole())), copies(module.teacher.state())
 
     def after(module: TrainingModule, value: Any) -> None:
-        masters, teacher = module.masters.read(), module.teacher.state()
+        masters, teacher = dict(module.masters.whole()), module.teacher.state()
         same = all(torch.equal(masters[name], old) for name, old in value[0].items())
         same_teacher = all(torch.equal(teacher[name], old) for name, old in value[1].items())
         assert same == same_teacher
@@ -119,6 +129,29 @@ def skips(run_dir: Path) -> None:
     finally:
         pretrain_run.build_objective = build_objective
     assert changed == {1: True, 2: False, 3: True, 4: False, 5: True, 6: True}, changed
+
+
+def halves(run_dir: Path) -> None:
+    """A run in fp16, which a user cannot have on the CPU; stopped half-way and resumed with the scale it had."""
+    job = attempt_job(run_dir)
+    pretrain_run.resolve_precision = lambda _: Precision.fp16
+    scales: dict[int, float] = {}
+
+    def after(module: TrainingModule, _: Any) -> None:
+        scales[module.completed_steps] = module.loss_scaling["cur_scale"]
+
+    last, job.max_steps = job.max_steps, job.max_steps // 2
+    try:
+        with around_steps(lambda _: None, after):
+            assert pretrain_run.pretrain(job, run_dir) is Outcome.DONE
+            job.max_steps = last
+            assert pretrain_run.pretrain(job, run_dir) is Outcome.DONE
+    finally:
+        pretrain_run.resolve_precision = resolve_precision
+    steps = sorted(scales)
+    assert steps == list(range(1, last + 1)) and scales[1] in (2.0**16, 2.0**15)
+    # A scale that began anew would stand above what was found.
+    assert all(scales[b] <= scales[a] for a, b in pairwise(steps)), scales
 
 
 def plain(run_dir: Path) -> None:
@@ -152,6 +185,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     for word in sys.argv[1:]:
         name, _, folder = word.partition("=")
-        known = {"averages": averages, "skips": skips, "plain": plain, "refuses": refuses}
+        known = {"averages": averages, "skips": skips, "halves": halves, "plain": plain, "refuses": refuses}
         known[name](Path(folder))
         print(f"rank {RANK}: {name} holds", flush=True)

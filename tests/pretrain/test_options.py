@@ -17,7 +17,9 @@ from fm.models import FmModel
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("stage", [2, 3])
 def test_a_run_from_others_weights_trains_what_it_should_and_is_exported(
+    stage: int,
     tmp_path: Path,
     dataset: str,
     new_run: Callable[..., Path],
@@ -34,6 +36,7 @@ def test_a_run_from_others_weights_trains_what_it_should_and_is_exported(
     Dinov2Model(vit).save_pretrained(image)
     run = new_run(
         tmp_path / "run", dataset, "max_steps=3", "launch.processes=1", "trainer.precision=fp32",
+        f"trainer.stage={stage}",
         "model.patch_stem=linear", "model.layer_scale=1e-5", "model.study_encoder=attention", "model.drop_path=0.2",
         "model.checkpoint_blocks=true", f"model.init_from={image}", f"model.text_from={text}",
         "model.text_training=lora", "model.lora_rank=2", "model.text_window=1",

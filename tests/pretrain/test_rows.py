@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from itertools import cycle, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from launch.entry import Topology, _exit_code, torchrun
 from launch.verbs.main import main
 from tests.data import object_storage
 from tests.data.object_storage import Proxy
+
+from .conftest import seen
 
 Rows = Callable[[Path], list[dict[str, Any]]]
 Train = Callable[..., list[int]]
@@ -162,22 +165,11 @@ def rows_of(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def seen(run: Path, ranks: int) -> dict[int, list[str]]:
-    """The samples of each step, over the ranks of all attempts; what a step saw when it was repeated counts once."""
-    steps: dict[int, list[str]] = {}
-    for rank in range(ranks):
-        path = run / f"seen-{rank}.jsonl"
-        for line in path.read_text().splitlines() if path.is_file() else []:
-            entry = json.loads(line)
-            steps.setdefault(entry["step"], []).extend(entry["keys"])
-    return steps
-
-
 def assert_same_training(run: Path, calm: Path, rows: Rows, tolerance: float) -> None:
     """Every study once an epoch (24 studies, 8 a step), and the losses of the run that kept its layout."""
-    steps = seen(run, 4)
-    assert sorted(steps) == list(range(1, 13))
-    for epoch in range(4):
+    steps, last = seen(run, 4), len(rows(calm))
+    assert sorted(steps) == list(range(1, last + 1))
+    for epoch in range(last // 3):
         counts = Counter(key for step in range(3 * epoch + 1, 3 * epoch + 4) for key in steps[step])
         assert len(counts) == 24 and set(counts.values()) == {1}
     for mine, theirs in zip(rows(run), rows(calm), strict=True):
@@ -185,8 +177,12 @@ def assert_same_training(run: Path, calm: Path, rows: Rows, tolerance: float) ->
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=tolerance), mine["step"]
 
 
-def test_row_37_two_processes_become_one_and_zero_2_becomes_0(run: Path, calm: Path, train: Train, rows: Rows) -> None:
+def test_row_37_two_processes_become_one_and_zero_2_becomes_3_and_0(
+    run: Path, calm: Path, train: Train, rows: Rows
+) -> None:
     assert train(run, fault(0, "backward", 5, "SIGTERM")) == [75, 75]
+    go_on(run, "trainer.stage=3")
+    assert train(run, fault(0, "backward", 3, "SIGTERM")) == [75, 75]
     go_on(run, "trainer.stage=0", "launch.processes=1", "data.micro_batch_size=8")
     assert train(run, ranks=1) == [0]
     assert_same_training(run, calm, rows, 1e-5)
@@ -194,8 +190,10 @@ def test_row_37_two_processes_become_one_and_zero_2_becomes_0(run: Path, calm: P
     assert all(weights[0][name].sub(value).abs().max() < 1e-4 for name, value in weights[1].items())
 
 
-LAYOUTS = [(2, 2), (4, 1), (1, 0), (2, 1), (4, 2), (2, 0), (1, 2)]
-"""Processes and ZeRO stage of each attempt: every stage into every other, 2 → 4 → 1 processes and back."""
+STAGES = {"fp32": [2, 3, 0, 1, 0, 2, 0, 3, 1, 2, 1, 3, 2], "bf16": [2, 3, 1, 2, 1, 3, 2]}
+"""The ZeRO stage of each attempt: every stage into every other; bf16 knows no stage 0."""
+PROCESSES = [2, 4, 1]
+"""Of the first attempts, and so on in turn."""
 
 
 @pytest.mark.full
@@ -203,20 +201,20 @@ LAYOUTS = [(2, 2), (4, 1), (1, 0), (2, 1), (4, 2), (2, 0), (1, 2)]
 def test_row_37_every_layout_into_every_other(
     precision: str, tmp_path: Path, dataset: str, new_run: Callable[..., Path], calm: Path, train: Train, rows: Rows
 ) -> None:
-    """Each attempt is stopped by a signal and the next goes on elsewhere; bf16 knows no stage 0."""
-    layouts = [(ranks, stage or (precision == "bf16")) for ranks, stage in LAYOUTS]
-    words = (*WORDS, f"trainer.precision={precision}", "data.micro_batch_size=2")
+    """Each attempt is stopped by a signal after a step and the next goes on elsewhere; the last makes the others."""
+    stages = STAGES[precision]
+    assert len(set(pairwise(stages))) == len(stages) - 1 == len(set(stages)) * (len(set(stages)) - 1)
+    words = (*WORDS, "max_steps=15", f"trainer.precision={precision}", "data.micro_batch_size=2")
     run, same = (new_run(tmp_path / name, dataset, *words) for name in ("run", "same"))
     for folder in (run, same):
         shutil.copytree(calm / "tokenizer", folder / "tokenizer")
     assert train(same) == [0, 0]
-    for number, (ranks, stage) in enumerate(layouts):
-        go_on(run, f"trainer.stage={int(stage)}", f"launch.processes={ranks}")
-        # Two steps each, but the first makes one only: 1 + 5 × 2 + 1 are the twelve.
-        stop = [] if number == len(layouts) - 1 else [fault(0, "backward", min(number + 1, 2), "SIGTERM")]
+    for number, (ranks, stage) in enumerate(zip(cycle(PROCESSES), stages, strict=False)):
+        go_on(run, f"trainer.stage={stage}", f"launch.processes={ranks}")
+        stop = [] if number == len(stages) - 1 else [fault(0, "backward", 1, "SIGTERM")]
         assert set(train(run, *stop, ranks=ranks)) == ({75} if stop else {0})
     assert_same_training(run, same, rows, 1e-5 if precision == "fp32" else 1e-2)
-    assert (run / "events.log").read_text().count("the layout has changed") == len(layouts) - 1
+    assert (run / "events.log").read_text().count("the layout has changed") == len(stages) - 1
 
 
 @pytest.mark.full

@@ -19,6 +19,8 @@ def test_versions_accelerator_and_space_are_those_of_this_machine(tmp_path: Path
     assert found["DeepSpeed"].found.startswith("accelerator ")
     free = shutil.disk_usage(tmp_path).free / checks.GB
     assert abs(float(found["Disk"].found.split()[0]) - free) < 5
+    offload = found["Offload"]
+    assert (offload.found, "libaio" in offload.advice) in (("to host memory and NVMe", False), ("to host memory", True))
     assert not any(fact.needed for fact in found.values())
 
 
@@ -33,7 +35,7 @@ def test_what_is_missing_comes_with_what_to_do(monkeypatch: pytest.MonkeyPatch, 
     found = facts(tmp_path)
     assert "[cloud]" in found["S3"].advice
     assert "login node" in found["Slurm"].advice
-    assert "no CPU offload" in found["Compiler"].advice
+    assert "no offload to NVMe" in found["Compiler"].advice
     assert "the demo wants" in found["Disk"].advice
     assert found["git"].found == "missing"
 
