@@ -85,6 +85,9 @@ class DataConfig:
     local_inside: bool = False
     """Whether every local crop lies inside one of the global crops."""
     local_keep: float = 1.0
+    cross_sequence: bool = False
+    """Whether the crops of a study's series that share a frame of reference lie at the same place in the patient, with
+    positions from one origin, so that views of different sequences show the same anatomy."""
     crops_per_series: int = 0
     """Different crops of a series and view in a whole run, drawn once and kept in memory, while gain, noise, offset and
     dropped tokens change every time; 0 draws every crop anew. For data that fits in memory, where drawing is slow."""

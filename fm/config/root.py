@@ -127,6 +127,7 @@ class EmbedJob:
     """Write the embeddings of images with a frozen encoder."""
 
     plain_form: ClassVar[str] = "fm embed encoder=DIR input=PATH out=FILE"
+    filled: ClassVar[tuple[str, ...]] = ("data.url",)
 
     encoder: str = "???"
     """Folder of an exported encoder."""
@@ -134,6 +135,8 @@ class EmbedJob:
     """A NIfTI file, a folder of them, or the URL of shards."""
     out: str = "???"
     """Parquet file to write."""
+    data: DataConfig
+    """How object storage is read; the encoder itself says how studies are sampled."""
 
 
 @dataclass(kw_only=True, slots=True)

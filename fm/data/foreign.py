@@ -9,83 +9,42 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
-import math
 import re
 import tarfile
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fm.config.errors import UserError
-from fm.data.codec import MAX_VOXELS, CodecError
+from fm.data.codec import CodecError
 from fm.data.index import MANIFEST, SAMPLES, DatasetError, Sample, Shard, open_store, publish, write_index
-from fm.data.sample import Agent, Contrast, LabelValue, Report, Role, SampleError, SeriesMeta, StudyMeta, to_json
+from fm.data.mapping import (
+    ForeignError,
+    Mapping,
+    age_of,
+    is_voxels,
+    label_of,
+    parse_fields,
+    read_npy,
+    series_name,
+    split_name,
+)
+from fm.data.sample import Agent, Report, Role, SampleError, SeriesMeta, StudyMeta, to_json
 from fm.data.table import SampleTable
 from fm.data.verify import scan_shard
 from fm.data.volume import VolumeError, load_nifti, measure
 
-_VOXELS = ("nii", "nii.gz", "npy")
-_FIELDS = ("patient", "split", "region", "age", "sex", "report", "spacing_mm", "affine")
 _LARGEST_TEXT = 2**24
 _LARGEST_MEMBER = 2**32
 _LONGEST_KEY = 60
 """Of a study: tar has 100 bytes for the name of a member."""
 
 Members = dict[str, bytes]
-
-
-class ForeignError(UserError):
-    """Shards that cannot become a dataset."""
-
-
-@dataclass(kw_only=True, slots=True)
-class Mapping:
-    """Which members and fields of a foreign sample become which of ours; see ``docs/data.md``."""
-
-    images: dict[str, str] = field(default_factory=dict)
-    """Contrast by extension; empty: by name."""
-    report: str = "txt"
-    metadata: str = "json"
-    fields: dict[str, str] = field(default_factory=dict)
-    """Their field by ours."""
-    labels: list[str] = field(default_factory=list)
-    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    """(D, H, W) of npy members that come without."""
-
-    def check(self) -> None:
-        """Refuse what names nothing of ours.
-
-        Raises:
-            ForeignError: an unknown field or contrast, or a voxel member of another kind.
-        """
-        for name in self.fields:
-            if name not in _FIELDS:
-                raise ForeignError(f"fields: {name!r} is none of ours; choose from {', '.join(_FIELDS)}")
-        for extension, contrast in self.images.items():
-            if contrast not in list(Contrast):
-                raise ForeignError(f"images: {contrast!r} is no contrast; choose from {', '.join(Contrast)}")
-            if not _is_voxels(extension):
-                raise ForeignError(f"images: {extension} is not read; voxels end in {', '.join(_VOXELS)}")
-
-    def contrast(self, extension: str) -> Contrast | None:
-        """Contrast of a voxel member; None where it is not to be read."""
-        if self.images:
-            return Contrast(self.images[extension]) if extension in self.images else None
-        if not _is_voxels(extension):
-            return None
-        name = _series_name(extension)
-        return Contrast(name) if name in list(Contrast) else Contrast.OTHER
-
-    def value(self, fields: dict[str, Any], name: str) -> Any:
-        """One of our fields from theirs; None where it is missing."""
-        return fields.get(self.fields.get(name, name))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -227,7 +186,7 @@ class _State:
         try:
             with tarfile.open(fileobj=stream, mode="r:") as tar:
                 for entry in tar:
-                    stem, dot, extension = _split(entry.name)
+                    stem, dot, extension = split_name(entry.name)
                     if not entry.isreg() or not dot:
                         self.ignored[extension or "without extension"] += 1
                         continue
@@ -238,7 +197,7 @@ class _State:
                     if not self._wanted(extension):
                         self.ignored[extension] += 1
                         continue
-                    if entry.size > (_LARGEST_MEMBER if _is_voxels(extension) else _LARGEST_TEXT):
+                    if entry.size > (_LARGEST_MEMBER if is_voxels(extension) else _LARGEST_TEXT):
                         self.problems.append(f"{shard}, sample {key[:80]}: {extension} of {entry.size} bytes")
                         continue
                     file = tar.extractfile(entry)
@@ -257,7 +216,7 @@ class _State:
         key = re.sub(r"[^a-z0-9_]+", "_", theirs.lower()).strip("_")
         if not key or len(key) > _LONGEST_KEY or key in self._keys:
             raise SampleError(f"its key becomes {key[:80]!r}, which is empty, too long or another sample's")
-        fields = _fields(members.get(self.mapping.metadata))
+        fields = parse_fields(members.get(self.mapping.metadata))
         images = [name for name in members if self.mapping.contrast(name) is not None]
         if not images:
             raise SampleError("has no voxel member")
@@ -280,7 +239,7 @@ class _State:
         contrast = self.mapping.contrast(extension)
         assert contrast is not None
         if extension.endswith("npy"):
-            values, affine = _npy(payload), self._affine(fields)
+            values, affine = read_npy(payload), self._affine(fields)
         else:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder, "image.nii.gz" if extension.endswith(".gz") else "image.nii")
@@ -292,7 +251,7 @@ class _State:
         image, encoded = measure(values, affine, extension, contrast, Agent.UNKNOWN)
         depth = image.stored.shape[0]
         meta = SeriesMeta(
-            name=_series_name(extension),
+            name=series_name(extension),
             contrast=contrast,
             role=Role.ORIGINAL,
             plane=image.plane,
@@ -337,68 +296,11 @@ class _State:
             patient=str(key if patient is None else patient),
             region=str(self.mapping.value(fields, "region") or "unknown"),
             series=series,
-            age=_age(self.mapping.value(fields, "age")),
+            age=age_of(self.mapping.value(fields, "age")),
             sex=sex if sex in ("f", "m", "o") else None,
             report=Report(findings=text) if text else None,
-            labels={name: _label(name, fields[name]) for name in self.mapping.labels if fields.get(name) is not None},
+            labels={name: label_of(name, fields[name]) for name in self.mapping.labels if fields.get(name) is not None},
         )
-
-
-def _split(name: str) -> tuple[str, str, str]:
-    """Key, dot and extension of a member as webdataset sees them: cut at the first dot of the file's own name."""
-    folder, slash, file = name.rpartition("/")
-    stem, dot, extension = file.partition(".")
-    return folder + slash + stem, dot if stem else "", extension.lower()
-
-
-def _is_voxels(extension: str) -> bool:
-    return extension in _VOXELS or extension.endswith(tuple(f".{kind}" for kind in _VOXELS))
-
-
-def _series_name(extension: str) -> str:
-    """``t1w.nii.gz`` is the series t1w, ``nii.gz`` alone is image."""
-    stem = re.sub(r"\.?(nii|nii\.gz|npy)$", "", extension)
-    return re.sub(r"[^a-z0-9_]+", "_", stem).strip("_") or "image"
-
-
-def _fields(payload: bytes | None) -> dict[str, Any]:
-    if payload is None:
-        return {}
-    try:
-        found = json.loads(payload)
-    except (ValueError, RecursionError):
-        raise SampleError("its metadata is not JSON") from None
-    if not isinstance(found, dict):
-        raise SampleError("its metadata is no JSON object")
-    return found
-
-
-def _npy(payload: bytes) -> NDArray[np.float32]:
-    """A 3D array; its header is checked before anything is allocated, and objects are refused."""
-    stream = io.BytesIO(payload)
-    version = np.lib.format.read_magic(stream)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(stream)
-    if len(shape) != 3 or not 0 < math.prod(shape) <= MAX_VOXELS or dtype.kind not in "uif":
-        raise SampleError(f"npy of shape {shape} and type {dtype} is not one 3D volume of numbers")
-    stream.seek(0)
-    values = np.load(stream, allow_pickle=False).astype(np.float32)
-    if not np.isfinite(values).all():
-        raise SampleError("npy holds NaN or infinite voxels")
-    return np.asarray(values, dtype=np.float32)
-
-
-def _age(value: Any) -> float | str | None:
-    """Years as the contract has them: above 89 the category 90+."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 130:
-        return "90+" if value == "90+" else None
-    return "90+" if value >= 90 else float(int(value)) if value >= 2 else float(value)
-
-
-def _label(name: str, value: Any) -> LabelValue:
-    if isinstance(value, str | int | float) and (not isinstance(value, float) or math.isfinite(value)):
-        return value
-    raise SampleError(f"label {name} is neither a number nor a word")
 
 
 def _drawn_split(patient: str, test_fraction: float, seed: int) -> str:

@@ -7,7 +7,8 @@ from fm.config.root import IndexJob
 
 def run(job: IndexJob) -> int:
     """Index or rewrite the shards; returns 0, or 1 where no sample could be read."""
-    from fm.data.foreign import Mapping, index_shards
+    from fm.data.foreign import index_shards
+    from fm.data.mapping import Mapping
 
     mapping = Mapping(
         images=job.images,

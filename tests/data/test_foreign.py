@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import webdataset
 
-from fm.data.foreign import ForeignError, Mapping, index_shards
+from fm.data.foreign import index_shards
 from fm.data.index import DatasetError, Manifest
+from fm.data.mapping import ForeignError, Mapping
 from fm.data.sample import Contrast, Plane
 from fm.data.verify import verify
 from fm.data.volume import from_sample, read_nifti
