@@ -54,7 +54,9 @@ def shard_sources(url: str, access: Access | None = None) -> list[Source]:
     keys = manifest.keys
     sweep = Sweep(manifest, [keys[first : first + BATCH] for first in range(0, len(keys), BATCH)])
     splits = manifest.samples.column("split").to_pylist()
-    return [_shard_source(sweep, study, split) for study, split in zip(read_studies(manifest, keys), splits, strict=True)]
+    return [
+        _shard_source(sweep, study, split) for study, split in zip(read_studies(manifest, keys), splits, strict=True)
+    ]
 
 
 def nifti_sources(path: Path) -> list[Source]:
