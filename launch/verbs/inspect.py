@@ -74,10 +74,11 @@ def tables(found: Contents) -> list[Table]:
         ("Studies by sex", found.sexes),
         ("Series by contrast and plane", found.planes),
         ("Series by vendor and field strength", found.scanners),
-        ("Studies of a region that have the contrast", found.having),
     ):
         if cross:
             made.append(_cross(title, cross))
+    if found.having:
+        made.append(_cross("Studies of a region that have the contrast", found.having, found.regions))
     made.append(_numbers(found))
     sets = _table("Commonest sets of contrasts", "contrasts", "studies")
     for name, count in found.sets.most_common(8):
@@ -86,8 +87,8 @@ def tables(found: Contents) -> list[Table]:
     if found.labels:
         labels = _table("Labels", "label", "studies", "values")
         for name, kind, total, counts in label_rows(found):
-            words = ", ".join(f"{value} {count}" for value, count in counts)
-            labels.add_row(name, str(total), words if kind == "values" else f"{kind}: {words}")
+            words = ", ".join(f"{value}: {count}" for value, count in counts)
+            labels.add_row(name, str(total), words if kind == "values" else f"({kind}) {words}")
         made.append(labels)
     if found.quarantine:
         made.append(_cross("Quarantined, by reason and kind", found.quarantine))
@@ -119,12 +120,14 @@ def _numbers(found: Contents) -> Table:
     return table
 
 
-def _cross(title: str, cross: Cross) -> Table:
+def _cross(title: str, cross: Cross, of: Cross | None = None) -> Table:
+    """A cross table with the totals of its rows, or of those of another table."""
     rows: Counter[str] = Counter()
     columns: Counter[str] = Counter()
-    for (row, column), count in cross.items():
-        rows[row] += count
+    for (_, column), count in cross.items():
         columns[column] += count
+    for (row, _), count in (of or cross).items():
+        rows[row] += count
     shown = [column for column, _ in columns.most_common(8)]
     table = _table(title, "", *shown, "all")
     for row, total in rows.most_common(12):

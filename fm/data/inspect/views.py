@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fm.data.index import Manifest
 from fm.data.plan import keyed_rng
 from fm.data.reader import SeriesSeen, StudyReader
-from fm.data.sample import SeriesMeta, StudyMeta
+from fm.data.sample import Plane, SeriesMeta, StudyMeta
 from fm.data.shared import anchor_of, centre_of
 from fm.data.views import Draw, SeriesView
 from fm.data.volume import SeriesImage, from_sample
@@ -221,6 +221,11 @@ def _draw_slice(panel: Any, series: SeriesMeta, image: SeriesImage, draws: dict[
         low, high = _box(series, draw)
         inside = low[0] <= place <= high[0]
         panel.add_patch(_outline(low[2], low[1], high[2], high[1], name, inside))
+    side = "A" if series.plane is Plane.SAGITTAL else "R"
+    panel.text(w * 0.985, h * 0.5, side, color="#ffd166", fontsize=9, va="center", ha="left", weight="bold")
+    bar = 50.0 if w > 90 else 10.0
+    panel.plot([w * 0.04, w * 0.04 + bar], [h * 0.03] * 2, color="#ffd166", linewidth=2.5)
+    panel.text(w * 0.04 + bar / 2, h * 0.045, f"{bar:.0f} mm", color="#ffd166", fontsize=7.5, ha="center")
     d, h_mm, w_mm = series.spacing_mm
     shape = " × ".join(map(str, series.shape))
     words = f"{series.name}: {series.contrast} {series.plane}\n{shape} of {d:.3g} × {h_mm:.2g} × {w_mm:.2g} mm"
