@@ -61,10 +61,18 @@ class Patches:
     step: NDArray[np.float64]
     """(3,) voxels of the series from a patch to the next."""
 
-    @property
-    def layer(self) -> int:
-        """The layer along D with most tokens."""
-        return int(np.bincount(self.tokens[:, 0]).argmax())
+    def shown(self, slice_: int, view: SeriesView, sizes: tuple[int, int, int]) -> tuple[int, int]:
+        """The layer of patches and the sample within it to show: those of a slice where tokens lie there, else the
+        layer with most tokens and its sample with most tissue.
+        """
+        counts = np.bincount(self.tokens[:, 0], minlength=self.count[0])
+        place = (slice_ - self.first[0]) / self.step[0]
+        layer = math.floor(place)
+        if 0 <= layer < self.count[0] and 2 * counts[layer] >= counts.max():
+            return layer, int((place - layer) * sizes[0])
+        layer = int(counts.argmax())
+        mine = view.patches[self.tokens[:, 0] == layer].reshape(-1, *sizes)
+        return layer, int((mine > -0.9).sum(axis=(0, 2, 3)).argmax())
 
 
 def draw_sheets(reader: StudyReader, manifest: Manifest, studies: int, visit: int, most_series: int) -> Iterator[Sheet]:
@@ -131,8 +139,10 @@ def patches_of(
     )
 
 
-def mosaic(patches: Patches, view: SeriesView, sizes: tuple[int, int, int], layer: int) -> Image:
-    """(H, W, 3) one layer of a view as the network gets it, 0–1; patches that are no tokens hatched or coloured."""
+def mosaic(patches: Patches, view: SeriesView, sizes: tuple[int, int, int], layer: int, sample: int) -> Image:
+    """(H, W, 3) one sample of one layer of a view as the network gets it, 0–1; patches that are no tokens hatched or
+    coloured.
+    """
     _, high, wide = patches.count
     _, h, w = sizes
     rows, columns = np.indices((high * h, wide * w))
@@ -142,8 +152,7 @@ def mosaic(patches: Patches, view: SeriesView, sizes: tuple[int, int, int], laye
         canvas[place[1] * h : (place[1] + 1) * h, place[2] * w : (place[2] + 1) * w] = _DROPPED
     for place, values in zip(patches.tokens, view.patches, strict=True):
         if place[0] == layer:
-            middle = values.reshape(sizes)[sizes[0] // 2]
-            grey = np.clip((middle + 1) / 2.2, 0, 1)
+            grey = np.clip((values.reshape(sizes)[sample] + 1) / 2.2, 0, 1)
             canvas[place[1] * h : (place[1] + 1) * h, place[2] * w : (place[2] + 1) * w] = grey[:, :, None]
     return np.asarray(canvas)
 
@@ -170,12 +179,12 @@ def _sheet(reader: StudyReader, manifest: Manifest, meta: StudyMeta, seen: list[
             _draw_slice(row[0], one.series, image, draws)
             _draw_cut(row[1], one.series, image, draws, found["global_a"])
             for panel, name in zip(row[2:], names, strict=True):
-                _draw_view(panel, one, name, found[name], sizes)
+                _draw_view(panel, one, name, found[name], sizes, _middle(one.series, draws, image)[0])
         sink = io.BytesIO()
         figure.savefig(sink, format="webp", pil_kwargs={"quality": 82, "method": 4})
     missing = sum(not valid for one in seen for valid in one.series.slice_valid)
     words = f"{len(seen)} of {len(meta.series)} series, {tokens} tokens in all views"
-    words += f", {missing} missing slices" if missing else ""
+    words += f", missing slices: {missing}" if missing else ""
     return Sheet(
         title=f"Study {meta.key}, {meta.region}",
         words=words,
@@ -251,13 +260,15 @@ def _draw_cut(panel: Any, series: SeriesMeta, image: SeriesImage, draws: dict[st
         inside = low[1] <= (row + 0.5) * series.spacing_mm[1] <= high[1]
         panel.add_patch(_outline(low[2], low[0], high[2], high[0], name, inside))
     missing = sum(not valid for valid in series.slice_valid)
-    words = f"cut through the slices\ntokens of global a in light blue\n{missing or 'no'} missing slices"
+    words = f"cut through the slices\ntokens of global a in light blue\nmissing slices: {missing or 'none'}"
     _finish(panel, words, (0, w), (0, d))
 
 
-def _draw_view(panel: Any, one: SeriesSeen, name: str, patches: Patches, sizes: tuple[int, int, int]) -> None:
-    layer = patches.layer
-    canvas = mosaic(patches, one.views[name], sizes, layer)
+def _draw_view(
+    panel: Any, one: SeriesSeen, name: str, patches: Patches, sizes: tuple[int, int, int], slice_: int
+) -> None:
+    layer, sample = patches.shown(slice_, one.views[name], sizes)
+    canvas = mosaic(patches, one.views[name], sizes, layer, sample)
     high, wide = patches.count[1] * patches.edge_mm[1], patches.count[2] * patches.edge_mm[2]
     panel.imshow(canvas, origin="lower", extent=(0, wide, 0, high), interpolation="nearest")
     for place in patches.tokens[patches.tokens[:, 0] == layer]:
@@ -269,7 +280,8 @@ def _draw_view(panel: Any, one: SeriesSeen, name: str, patches: Patches, sizes: 
     size_mm = " × ".join(f"{n * mm:.0f}" for n, mm in zip(patches.count, patches.edge_mm, strict=True))
     kept = f"{len(patches.tokens)} tokens of {total} patches"
     dropped = f", {len(patches.dropped)} left out" if len(patches.dropped) else ""
-    title = f"{name.replace('_', ' ')}: {size_mm} mm\n{kept}{dropped}\nlayer {layer + 1} of {patches.count[0]}"
+    title = f"{name.replace('_', ' ')}: {size_mm} mm\n{kept}{dropped}"
+    title += f"\nlayer {layer + 1} of {patches.count[0]}, sample {sample + 1} of {sizes[0]}"
     _finish(panel, title, (0, wide), (0, high))
     for spine in panel.spines.values():
         spine.set(visible=True, color=_colour(name), linewidth=2)

@@ -63,13 +63,15 @@ def test_a_layer_shows_the_voxels_of_its_tokens_and_hatches_the_rest(dataset: st
         one.series, draws["global_a"], one.crops["global_a"], one.views["global_a"], one.touches["global_a"], PATCH,
         centre_of(one.series),
     )  # fmt: skip
-    layer = found.layer
-    canvas = mosaic(found, one.views["global_a"], PATCH, layer)
+    layer, sample = found.shown(3, one.views["global_a"], PATCH)
+    assert layer == int((3 - found.first[0]) / found.step[0]), "the layer of the slice"
+    assert found.shown(99, one.views["global_a"], PATCH)[0] == np.bincount(found.tokens[:, 0]).argmax()
+    canvas = mosaic(found, one.views["global_a"], PATCH, layer, sample)
     assert canvas.shape == (found.count[1] * 8, found.count[2] * 8, 3)
     rows = np.flatnonzero(found.tokens[:, 0] == layer)
     for row in rows:
         _, y, x = found.tokens[row]
-        want = np.clip((one.views["global_a"].patches[row].reshape(PATCH)[1] + 1) / 2.2, 0, 1)
+        want = np.clip((one.views["global_a"].patches[row].reshape(PATCH)[sample] + 1) / 2.2, 0, 1)
         assert np.allclose(canvas[y * 8 : y * 8 + 8, x * 8 : x * 8 + 8, 1], want, atol=1e-6)
     grey = (canvas[:, :, 0] == canvas[:, :, 1]) & (canvas[:, :, 1] == canvas[:, :, 2])
     assert grey.sum() == 64 * len(rows)
