@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, get_worker_info
 from transformers import PreTrainedTokenizerFast
 
 from fm.batch import StudyBatch
-from fm.config.data import DataConfig, Order
+from fm.config.data import DataConfig, Order, Sections
 from fm.config.errors import UserError
 from fm.data.collate import pack
 from fm.data.index import DatasetError, Manifest, parse_study
@@ -268,8 +268,15 @@ class StudyReader:
             for name, view in seen.views.items():
                 views[name].append(view)
         original = _diagnostic(meta)
-        text = augment_text(original, data, rng) if original else ""
+        text = augment_text(self._section(meta, visit) or original, data, rng) if original else ""
         return StudyViews(key=key, patient=meta.patient, views=views, text=text, original=original)
+
+    def _section(self, meta: StudyMeta, visit: int) -> str:
+        """The section of the report that is drawn; '' for all of them."""
+        if self.data.report_sections is Sections.joined or meta.report is None:
+            return ""
+        present = [text for text in (meta.report.findings, meta.report.impression) if text]
+        return present[int(keyed_rng(self.seed, "section", visit, meta.key).integers(len(present)))] if present else ""
 
     def see(self, meta: StudyMeta, visit: int, read: Read, rng: np.random.Generator) -> Iterator[SeriesSeen]:
         """The views of the drawn series of a study; `rng` is that of the study and its visit."""
