@@ -19,7 +19,7 @@ COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f
 _INK, _GRID = "#1f2933", "#e4e7eb"
 _MOST_ROWS = 18
 _MOST_POINTS = 4000
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 9.5,

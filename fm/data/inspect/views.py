@@ -125,7 +125,8 @@ def patches_of(
     last = np.ceil((stop - origin) / step - 0.5 - 1e-3).astype(np.int64)
     every = np.rint((voxels(cropped.position_mm) - origin) / step).astype(np.int64)
     first, last = np.minimum(first, every.min(axis=0)), np.maximum(last, every.max(axis=0))
-    kept = np.rint((voxels(view.position_mm - np.float32(touch.offset_mm)) - origin) / step).astype(np.int64) - first
+    unmoved = view.position_mm - np.asarray(touch.offset_mm, dtype=np.float32)
+    kept = np.rint((voxels(unmoved) - origin) / step).astype(np.int64) - first
     gone = {tuple(place) for place in (every - first).tolist()} - {tuple(place) for place in kept.tolist()}
     count = last - first + 1
     edge = np.linalg.norm(cropped.step_mm, axis=1) * sizes
