@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from transformers import PreTrainedTokenizerFast
 
 from fm.data.index import DatasetError, Manifest
@@ -143,9 +144,11 @@ def _sizes(manifest: Manifest) -> dict[str, SplitCounts]:
     codes, words = samples.codes("split")
     per_row = samples.members_per_row
     owner = np.repeat(codes, per_row)
-    names = samples.members.field("name").to_numpy(zero_copy_only=False).astype(str)
-    masks = np.char.endswith(names, ".seg.b2")
-    volumes = np.char.endswith(names, ".b2") & ~masks
+    names = samples.members.field("name")
+    names = names if pa.types.is_dictionary(names.type) else names.dictionary_encode()
+    kinds = [(word.endswith(".seg.b2"), word.endswith(".b2")) for word in names.dictionary.to_pylist()]
+    masks, arrays = np.array(kinds, dtype=bool).reshape(-1, 2)[np.asarray(names.indices)].T
+    volumes = arrays & ~masks
     lengths = np.asarray(samples.members.field("length"), dtype=np.int64)
     patients = np.asarray(samples.column("patient").dictionary_encode().indices)
     return {
