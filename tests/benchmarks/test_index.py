@@ -91,7 +91,7 @@ def measure(url: str) -> dict[str, float]:
         found[f"{name}_batch_ms"] = 1e3 * float(np.median(seconds))
         found[f"{name}_worst_ms"] = 1e3 * max(seconds)
     started = time.perf_counter()
-    for key in train.keys[:: len(train) // 1000]:
+    for key in train.keys[:: max(1, len(train) // 1000)]:
         train.request(key, "t1w.b2")
     found["request_ms"] = time.perf_counter() - started
     found["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
