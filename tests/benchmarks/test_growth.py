@@ -7,7 +7,6 @@ Run by ``make bench``; ``python -m tests.benchmarks.test_growth docs/images/grow
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from matplotlib.figure import Figure
 from fm.batch import PackedTokens
 from fm.models import FmConfig, FmModel
 from tests.benchmarks import test_index
-from tests.benchmarks.measure import processor, table
+from tests.benchmarks.measure import peak_mb, processor, table
 
 TOKENS = (256, 512, 1024, 2048, 4096, 8192)
 SERIES = (1, 2, 4, 8, 16)
@@ -72,13 +71,13 @@ def _cpu_seconds(action: Callable[[], object], rounds: int = ROUNDS) -> float:
 def encoder(tokens: int) -> Found:
     """Forward and backward of the image encoder over one series."""
     model, views = _model(), _pack(tokens, 1)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_mb()
 
     def step() -> None:
         model.image(views).tokens_TD.square().mean().backward()
 
     found = {"cpu_s": _cpu_seconds(step, 1 if tokens > 2048 else ROUNDS)}
-    return found | {"mb": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024}
+    return found | {"mb": peak_mb() - before}
 
 
 def study(series: int) -> Found:
