@@ -14,6 +14,9 @@ from evals.features import merge, write_rows
 from evals.workers import in_workers
 from fm.config.errors import UserError
 from fm.data.index import Manifest
+from fm.data.sample import StudyMeta
+from fm.data.store import Access
+from fm.data.sweep import Sweep, read_studies
 from fm.data.volume import SeriesImage, read_nifti
 from fm.models.encoder import Encoder, load_encoder
 
@@ -37,14 +40,23 @@ class Source:
     """Name and voxels of each series."""
 
 
-def shard_sources(url: str) -> list[Source]:
-    """Every study of a dataset.
+def shard_sources(url: str, access: Access | None = None) -> list[Source]:
+    """Every study of a dataset; its voxels are read in the order of the shards, ahead of their turn.
+
+    Args:
+        url: the dataset's folder.
+        access: how object storage is read; its defaults where None.
 
     Raises:
         DatasetError: no dataset at the URL.
     """
-    manifest = Manifest.open(url)
-    return [_shard_source(manifest, sample.key, sample.split) for sample in manifest.samples]
+    manifest = Manifest.open(url, access)
+    keys = manifest.keys
+    sweep = Sweep(manifest, [keys[first : first + BATCH] for first in range(0, len(keys), BATCH)])
+    splits = manifest.samples.column("split").to_pylist()
+    return [
+        _shard_source(sweep, study, split) for study, split in zip(read_studies(manifest, keys), splits, strict=True)
+    ]
 
 
 def nifti_sources(path: Path) -> list[Source]:
@@ -65,8 +77,21 @@ def is_nifti(path: Path) -> bool:
     return path.is_file() and path.name.endswith((".nii", ".nii.gz"))
 
 
-def embed(encoder: Path, sources: Sequence[Source], out: Path, progress: Callable[[int], None] | None = None) -> int:
-    """Write one row per study and per series, see :data:`evals.features.SCHEMA`; returns the number of studies.
+@dataclass(kw_only=True, slots=True)
+class Written:
+    """What :func:`embed` did."""
+
+    studies: int
+    texts_cut: int
+    """Texts that were longer than the encoder reads."""
+    text_tokens_cut: int
+    """Tokens of them that it did not read; neither counts batches of an earlier, killed run."""
+
+
+def embed(
+    encoder: Path, sources: Sequence[Source], out: Path, progress: Callable[[int], None] | None = None
+) -> Written:
+    """Write one row per study and per series, see :data:`evals.features.SCHEMA`.
 
     Finished batches lie in a folder beside `out` until the end, named by the encoder's weights and the keys to embed;
     run again, they are not made a second time.
@@ -93,7 +118,7 @@ def embed(encoder: Path, sources: Sequence[Source], out: Path, progress: Callabl
             progress(done)
     merge(sorted(parts.glob("*.parquet")), out)
     shutil.rmtree(parts)
-    return len(sources)
+    return Written(studies=len(sources), texts_cut=loaded.texts_cut, text_tokens_cut=loaded.text_tokens_cut)
 
 
 def _rows(encoder: Encoder, sources: Sequence[Source]) -> Iterator[dict[str, Any]]:
@@ -118,14 +143,12 @@ def _rows(encoder: Encoder, sources: Sequence[Source]) -> Iterator[dict[str, Any
         }
 
 
-def _shard_source(manifest: Manifest, key: str, split: str) -> Source:
-    study = manifest.study(key)
-
+def _shard_source(sweep: Sweep, study: StudyMeta, split: str) -> Source:
     def read() -> list[tuple[str, SeriesImage]]:
-        return list(zip([s.name for s in study.series], read_images(manifest, study), strict=True))
+        return list(zip([s.name for s in study.series], read_images(sweep.take(study.key), study), strict=True))
 
     text = study.report.diagnostic if study.report is not None else ""
-    return Source(key=key, split=split, region=study.region, text=text, read=read)
+    return Source(key=study.key, split=split, region=study.region, text=text, read=read)
 
 
 def _nifti_source(file: Path, name: str) -> Source:

@@ -16,6 +16,7 @@ from evals.workers import in_workers
 from fm.data.codec import CodecError
 from fm.data.index import DatasetError, Manifest
 from fm.data.sample import Agent, Contrast, SampleError, StudyMeta
+from fm.data.sweep import Read, Sweep, read_studies
 from fm.data.volume import SeriesImage, from_sample
 from fm.models.encoder import Encoder
 from fm.probes.types import Floats
@@ -63,7 +64,7 @@ def read_cohort(manifest: Manifest) -> Cohort:
         DatasetError: a JSON member that is missing or damaged.
     """
     samples = [s for s in manifest.samples if s.split in ("train", "test")]
-    studies = [manifest.study(s.key) for s in samples]
+    studies = read_studies(manifest, [s.key for s in samples])
     for sample, study in zip(samples, studies, strict=True):
         if sample.patient != study.patient:
             raise CohortError(
@@ -77,13 +78,17 @@ def read_cohort(manifest: Manifest) -> Cohort:
     )
 
 
-def read_images(manifest: Manifest, study: StudyMeta) -> list[SeriesImage]:
+def read_images(read: Read, study: StudyMeta) -> list[SeriesImage]:
     """The decoded series of a study, in order.
+
+    Args:
+        read: gives the bytes of its members.
+        study: which series there are.
 
     Raises:
         DatasetError, CodecError, SampleError: a member that is missing or damaged.
     """
-    return [from_sample(series, manifest.read(study.key, f"{series.name}.b2")) for series in study.series]
+    return [from_sample(series, read(study.key, f"{series.name}.b2")) for series in study.series]
 
 
 def embed_cohort(
@@ -95,7 +100,8 @@ def embed_cohort(
 ) -> Embedded:
     """Features of every study under each encoder.
 
-    A study that cannot be read is left out and named; nothing shifts.
+    Voxels come in the order of the shards, a few batches ahead of their turn. A study that cannot be read is left out
+    and named; nothing shifts.
 
     Args:
         manifest: where the voxels lie.
@@ -105,10 +111,11 @@ def embed_cohort(
         progress: told how many studies are done.
     """
     batches = [cohort.studies[i : i + batch_studies] for i in range(0, len(cohort.studies), batch_studies)]
+    sweep = Sweep(manifest, [[study.key for study in batch] for batch in batches])
     found: list[_Batch] = []
     done = 0
     for studies, batch in zip(
-        batches, in_workers(encoders[0], lambda batch: _embed_batch(manifest, encoders, batch), batches), strict=True
+        batches, in_workers(encoders[0], lambda batch: _embed_batch(sweep, encoders, batch), batches), strict=True
     ):
         found.append(batch)
         done += len(studies)
@@ -153,13 +160,13 @@ class _Batch:
     unreadable: dict[str, str]
 
 
-def _embed_batch(manifest: Manifest, encoders: Sequence[Encoder], studies: Sequence[StudyMeta]) -> _Batch:
+def _embed_batch(sweep: Sweep, encoders: Sequence[Encoder], studies: Sequence[StudyMeta]) -> _Batch:
     images: list[list[SeriesImage]] = []
     probed: list[SeriesImage] = []
     unreadable: dict[str, str] = {}
     for study in studies:
         try:
-            images.append(read_images(manifest, study))
+            images.append(read_images(sweep.take(study.key), study))
             if (at := probed_series(study)) is not None:
                 probed.append(images[-1][at])
         except (DatasetError, CodecError, SampleError) as err:

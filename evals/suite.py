@@ -32,6 +32,7 @@ from evals.training import read_training
 from fm.config.load import plain, read
 from fm.config.suite import SuiteConfig, TaskConfig, TaskLevel
 from fm.data.index import Manifest
+from fm.data.store import Access
 from fm.models.encoder import Encoder, load_encoder, untrained_like
 from fm.probes.types import Floats, Ints
 
@@ -45,7 +46,12 @@ MAX_SERIES = 4
 
 
 def evaluate(
-    encoder: Path, data_url: str, run_dir: Path, suite: SuiteConfig, progress: Progress | None = None
+    encoder: Path,
+    data_url: str,
+    run_dir: Path,
+    suite: SuiteConfig,
+    progress: Progress | None = None,
+    access: Access | None = None,
 ) -> Results:
     """Measure a frozen encoder on the held-out studies of a dataset, beside four baselines.
 
@@ -55,6 +61,7 @@ def evaluate(
         run_dir: where ``results.json``, ``report.html`` and ``features.parquet`` are written.
         suite: tasks and statistics.
         progress: told how far it came.
+        access: how object storage is read; its defaults where None.
 
     Raises:
         EncoderError: the folder holds no readable encoder.
@@ -64,7 +71,7 @@ def evaluate(
     tell = progress or (lambda stage, done, total: None)
     clock = _Clock()
     trained = load_encoder(encoder)
-    manifest = Manifest.open(data_url)
+    manifest = Manifest.open(data_url, access)
     cohort = read_cohort(manifest)
     both, total = [trained, untrained_like(trained, suite.seed)], len(cohort.studies)
     embedded = embed_cohort(manifest, cohort, both, suite.batch_studies, lambda done: tell("embed", done, total))
@@ -90,7 +97,8 @@ def evaluate(
         commit=str(facts.get("commit") or "not recorded"),
         versions=_versions(),
         encoder=_encoder_facts(encoder, trained),
-        dataset=_dataset_facts(manifest, cohort, texts, embedded.unreadable),
+        dataset=_dataset_facts(manifest, cohort, texts, embedded.unreadable)
+        | {"texts_cut": trained.texts_cut, "text_tokens_cut": trained.text_tokens_cut},
         suite=plain(suite),
         bars=judge(suite, tasks, retrieval, skipped),
         tasks=tasks,
@@ -206,7 +214,7 @@ def _pictures(manifest: Manifest, cohort: Cohort, keys: list[str]) -> dict[str, 
     studies = {s.key: s for s in cohort.studies}
     found = {}
     for key in dict.fromkeys(keys):
-        images = read_images(manifest, studies[key])
+        images = read_images(manifest.read, studies[key])
         pairs = list(zip(studies[key].series, images, strict=True))[:MAX_SERIES]
         found[key] = [picture(meta, image) for meta, image in pairs]
     return found

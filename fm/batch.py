@@ -7,7 +7,7 @@ tokens, K phrases.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 import torch
@@ -86,6 +86,9 @@ class TextBatch:
     """(B,) int64: hash of the whole report text before augmentation; equal texts are no negatives of each other."""
     phrases_BK: Tensor
     """(B, K) bool: which phrases of :class:`fm.data.phrases.PhraseTable` the whole report holds; K may be 0."""
+    cut_B: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    """(B,) int64: tokens of each text that were left out because the encoder reads no longer ones; (0,) where nobody
+    counted."""
 
     def to(self, device: torch.device | str) -> TextBatch:
         """Move to a device."""

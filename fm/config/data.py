@@ -17,6 +17,15 @@ class Order(StrEnum):
     """Shard after shard, shuffled within a buffer and read in one sweep: for stores that seek slowly."""
 
 
+class Sections(StrEnum):
+    """Which text of a report an image is matched with."""
+
+    joined = "joined"
+    """Findings and impression as one text."""
+    drawn = "drawn"
+    """One of the two, drawn anew for each visit: separate texts of the same study."""
+
+
 @dataclass(kw_only=True, slots=True)
 class DataConfig:
     """How studies become batches. Lengths in mm of the patient, sizes in studies."""
@@ -85,6 +94,9 @@ class DataConfig:
     local_inside: bool = False
     """Whether every local crop lies inside one of the global crops."""
     local_keep: float = 1.0
+    cross_sequence: bool = False
+    """Whether the crops of a study's series that share a frame of reference lie at the same place in the patient, with
+    positions from one origin, so that views of different sequences show the same anatomy."""
     crops_per_series: int = 0
     """Different crops of a series and view in a whole run, drawn once and kept in memory, while gain, noise, offset and
     dropped tokens change every time; 0 draws every crop anew. For data that fits in memory, where drawing is slow."""
@@ -111,6 +123,9 @@ class DataConfig:
     """Lowest field strength that is imitated, down from 1.5 T, by larger voxels and Rician noise; 0 is off."""
     acceleration: float = 1.0
     """Largest factor by which phase-encoding lines of k-space are left out, its middle excepted."""
+    report_sections: Sections = Sections.joined
+    """drawn gives findings and impression as separate texts, one of them at each visit; a report that has only one
+    gives that."""
     sentence_dropout: float = 0.1
     sentence_shuffle: bool = True
     vocabulary_size: int = 8192
@@ -120,6 +135,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
         self.order = Order(self.order)
+        self.report_sections = Sections(self.report_sections)
         for name, value in (
             ("global_batch_size", self.global_batch_size),
             ("micro_batch_size", self.micro_batch_size),

@@ -12,6 +12,7 @@ from fm.config import registry
 from fm.config.data import DataConfig
 from fm.config.errors import ConfigError
 from fm.config.export import ExportConfig
+from fm.config.inspect import InspectConfig
 from fm.config.launch import LaunchConfig
 from fm.config.model import ModelConfig
 from fm.config.objective import ObjectiveConfig
@@ -141,6 +142,7 @@ class EmbedJob:
     """Write the embeddings of images with a frozen encoder."""
 
     plain_form: ClassVar[str] = "fm embed encoder=DIR input=PATH out=FILE"
+    filled: ClassVar[tuple[str, ...]] = ("data.url",)
 
     encoder: str = "???"
     """Folder of an exported encoder."""
@@ -148,6 +150,8 @@ class EmbedJob:
     """A NIfTI file, a folder of them, or the URL of shards."""
     out: str = "???"
     """Parquet file to write."""
+    data: DataConfig
+    """How object storage is read; the encoder itself says how studies are sampled."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -192,6 +196,83 @@ class DemoJob:
         _at_least("workers", self.workers, 0)
         if self.input is None and (self.reports or self.labels):
             raise ConfigError("reports and labels belong to your own DICOM: give input=DIR too")
+
+
+@dataclass(kw_only=True, slots=True)
+class IndexJob:
+    """Make WebDataset shards that others wrote into a dataset: an index beside them, or shards of our own at out=URL.
+
+    docs/data.md says which members are read, and how.
+    """
+
+    plain_form: ClassVar[str] = "fm index url=URL [out=URL]"
+
+    url: str = "???"
+    """Folder or URL of the shards, *.tar."""
+    out: str | None = None
+    """Where to write shards of this platform; null: the shards at `url` follow its contract already, and need only an
+    index."""
+    images: dict[str, str] = field(default_factory=dict)
+    """Contrast of each voxel member by its extension, e.g. {brain.nii.gz: t1w, image.npy: other}; empty: every nii,
+    nii.gz and npy member, its contrast by its name where that is one (t1w.nii.gz), else other."""
+    report: str = "txt"
+    """Extension of the member that holds the report."""
+    metadata: str = "json"
+    """Extension of the member that holds fields."""
+    fields: dict[str, str] = field(default_factory=dict)
+    """Field of the metadata for each of ours, e.g. {patient: subject_id, split: fold}: patient, split, region, age,
+    sex, report, spacing_mm, affine; by their own names where not given."""
+    labels: list[str] = field(default_factory=list)
+    """Fields of the metadata that become labels."""
+    spacing_mm: list[float] = field(default_factory=lambda: [1.0, 1.0, 1.0])
+    """(D, H, W) of npy members whose metadata has neither spacing_mm nor affine."""
+    test_fraction: float = 0.2
+    """Share of patients held out in the split `test`, where the metadata names no split; the others are `train`."""
+    split_seed: int = 0
+    """Another number draws another split."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        if not 0.0 <= self.test_fraction < 1.0:
+            raise ConfigError(f"test_fraction={self.test_fraction}: a share from 0 to below 1 is needed")
+        if len(self.spacing_mm) != 3 or min(self.spacing_mm) <= 0:
+            raise ConfigError(f"spacing_mm={list(self.spacing_mm)}: give three lengths above 0, (D, H, W)")
+
+
+@dataclass(kw_only=True, slots=True)
+class VerifyJob:
+    """Read every byte of a dataset: hashes, counts, members, voxels."""
+
+    plain_form: ClassVar[str] = "fm verify url=URL"
+
+    url: str = "???"
+    """Folder or URL of the shards."""
+    crops: int = 0
+    """Random crops of each series to decode, in place of all its voxels; 0 decodes all."""
+
+    def __post_init__(self) -> None:
+        """Refuse a negative count."""
+        _at_least("crops", self.crops, 0)
+
+
+@dataclass(kw_only=True, slots=True)
+class InspectJob:
+    """Show what a dataset holds, as tables and as one HTML page; with views=true, what the network sees of it."""
+
+    plain_form: ClassVar[str] = "fm inspect url=URL [views=true]"
+    filled: ClassVar[tuple[str, ...]] = ("data.url",)
+
+    url: str = "???"
+    """Folder or URL of the shards."""
+    out: str = "inspect.html"
+    """Page to write; it needs no other file and no network."""
+    views: bool = False
+    """Draw contact sheets of what the network sees, with the views of `data` and the patches of `model`."""
+    tokenizer: str = ""
+    """Folder with the tokenizer to count tokens with, e.g. of an export; '': one trained as fm pretrain would."""
+    inspect: InspectConfig
+    data: DataConfig
+    model: ModelConfig
 
 
 @dataclass(kw_only=True, slots=True)
@@ -325,6 +406,9 @@ class CheckpointConvertJob:
 JOBS: dict[str, type] = {
     "phantom": PhantomJob,
     "prepare": PrepareJob,
+    "index": IndexJob,
+    "verify": VerifyJob,
+    "inspect": InspectJob,
     "pretrain": PretrainJob,
     "export": ExportJob,
     "evaluate": EvaluateJob,

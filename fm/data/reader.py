@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -22,20 +21,20 @@ from torch.utils.data import DataLoader, get_worker_info
 from transformers import PreTrainedTokenizerFast
 
 from fm.batch import StudyBatch
-from fm.config.data import DataConfig, Order
+from fm.config.data import DataConfig, Order, Sections
 from fm.config.errors import UserError
 from fm.data.collate import pack
 from fm.data.index import DatasetError, Manifest, parse_study
+from fm.data.memory import CropMemory
 from fm.data.phrases import PhraseTable
 from fm.data.plan import BatchPlan, Pick, Shares, keyed_rng, plan_of, shares, stable_hash
 from fm.data.sample import SampleError, SeriesMeta, StudyMeta
+from fm.data.shared import anchor_of, centre_of, follow
+from fm.data.sweep import Fetched, Read
 from fm.data.text import augment_text, text_batch
-from fm.data.views import Lattice, SeriesView, crop, draw_view, draw_views, image_of, lattice_of, retouch
+from fm.data.views import Draw, Lattice, SeriesView, crop, draw_view, draw_views, image_of, lattice_of, retouch
 
 log = logging.getLogger(__name__)
-
-Read = Callable[[str, str], bytes]
-"""Bytes of (study, member); raises DatasetError."""
 
 
 class ReadError(UserError):
@@ -69,6 +68,19 @@ class PlannedSource:
         )
         for step, turn in itertools.islice(turns, index, None, count):
             yield MicroPlan(step=step, picks=self.plan.batch(step)[self.shares.rows(self.rank, turn)])
+
+
+@dataclass(kw_only=True, slots=True)
+class SeriesSeen:
+    """One drawn series, by view."""
+
+    series: SeriesMeta
+    crops: dict[str, SeriesView]
+    """All tissue tokens of each crop."""
+    touches: dict[str, Draw] = field(default_factory=dict)
+    """What each crop was touched with."""
+    views: dict[str, SeriesView] = field(default_factory=dict)
+    """What the network gets."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -152,30 +164,6 @@ class StudyLoader:
             if isinstance(item, ReadError):
                 raise item
             yield item
-
-
-class Fetched:
-    """Members that came ahead of their turn, or why they did not; what was not asked for ahead is read now."""
-
-    def __init__(self, manifest: Manifest) -> None:
-        self.manifest = manifest
-        self._found: dict[tuple[str, str], bytes | DatasetError] = {}
-
-    def fetch(self, members: Sequence[tuple[str, str]]) -> None:
-        """Read those of the (study, member) pairs that the index knows, together."""
-        wanted = [(key, m) for key, m in dict.fromkeys(members) if m in self.manifest.sample(key).members]
-        requests = [(member, self.manifest.request(*member)) for member in wanted]
-        # As they lie on the disk, so that a slow one need not seek.
-        requests.sort(key=lambda pair: (pair[1].shard, pair[1].where.offset))
-        found = self.manifest.store.read_many([request for _, request in requests])
-        self._found |= zip((member for member, _ in requests), found, strict=True)
-
-    def __call__(self, key: str, member: str) -> bytes:
-        """The bytes, or the error in their place."""
-        found = self._found.get((key, member))
-        if isinstance(found, DatasetError):
-            raise found
-        return self.manifest.read(key, member) if found is None else found
 
 
 class StudyReader:
@@ -275,17 +263,38 @@ class StudyReader:
         """Decode and draw one study; random numbers are keyed by (seed, visit, study)."""
         data, rng = self.data, keyed_rng(self.seed, visit, key)
         meta = parse_study(key, read(key, "json"))
+        views: dict[str, list[SeriesView]] = {name: [] for name in view_names(data)}
+        for seen in self.see(meta, visit, read, rng):
+            for name, view in seen.views.items():
+                views[name].append(view)
+        original = _diagnostic(meta)
+        text = augment_text(self._section(meta, visit) or original, data, rng) if original else ""
+        return StudyViews(key=key, patient=meta.patient, views=views, text=text, original=original)
+
+    def _section(self, meta: StudyMeta, visit: int) -> str:
+        """The section of the report that is drawn; '' for all of them."""
+        if self.data.report_sections is Sections.joined or meta.report is None:
+            return ""
+        present = [text for text in (meta.report.findings, meta.report.impression) if text]
+        return present[int(keyed_rng(self.seed, "section", visit, meta.key).integers(len(present)))] if present else ""
+
+    def see(self, meta: StudyMeta, visit: int, read: Read, rng: np.random.Generator) -> Iterator[SeriesSeen]:
+        """The views of the drawn series of a study; `rng` is that of the study and its visit."""
         chosen = self._chosen(meta, visit, rng)
         if chosen.size == 0:
-            raise SampleError(f"study {key}: has no series")
-        views: dict[str, list[SeriesView]] = {name: [] for name in view_names(data)}
+            raise SampleError(f"study {meta.key}: has no series")
+        offsets: dict[tuple[int, str], tuple[float, float, float]] = {}
         for row in chosen:
-            cropped = self._crops(key, meta.series[row], visit, read)
-            for name, drawn in views.items():
-                drawn.append(retouch(cropped[name], draw_view(data, rng, local=name.startswith("local")), rng))
-        original = _diagnostic(meta)
-        text = augment_text(original, data, rng) if original else ""
-        return StudyViews(key=key, patient=meta.patient, views=views, text=text, original=original)
+            series = meta.series[row]
+            seen = SeriesSeen(series=series, crops=self._crops(meta, series, visit, read))
+            for name, cropped in seen.crops.items():
+                touch = draw_view(self.data, rng, local=name.startswith("local"))
+                if self.data.cross_sequence:
+                    place = (series.frame_of_reference, name)
+                    touch = replace(touch, offset_mm=offsets.setdefault(place, touch.offset_mm))
+                seen.touches[name] = touch
+                seen.views[name] = retouch(cropped, touch, rng)
+            yield seen
 
     def _chosen(self, meta: StudyMeta, visit: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """Rows of the series that are drawn, at most ``max_series``; the first numbers of the study's generator."""
@@ -301,16 +310,26 @@ class StudyReader:
         kept = self.data.crops_per_series
         return key, series.name, name, visit % kept if kept else visit
 
-    def _crops(self, key: str, series: SeriesMeta, visit: int, read: Read) -> dict[str, SeriesView]:
+    def draws(self, meta: StudyMeta, series: SeriesMeta, visit: int) -> dict[str, Draw]:
+        """Where the crops of a series lie, by view: where its own numbers say, or where its anchor's are."""
+        names, slot = view_names(self.data), self._place(meta.key, series, "", visit)[3]
+        drawn = draw_views(self.data, series, names, (self.seed, "crop", slot, meta.key, series.name))
+        if not self.data.cross_sequence:
+            return drawn
+        anchor = anchor_of(series, meta.series)
+        wanted = draw_views(self.data, anchor, names, (self.seed, "crop", slot, meta.key, anchor.name))
+        return follow(drawn, wanted, anchor, series)
+
+    def _crops(self, meta: StudyMeta, series: SeriesMeta, visit: int, read: Read) -> dict[str, SeriesView]:
         """One crop for each view, from memory or freshly drawn; the same either way."""
-        places = {name: self._place(key, series, name, visit) for name in view_names(self.data)}
+        places = {name: self._place(meta.key, series, name, visit) for name in view_names(self.data)}
         crops = {name: kept for name, place in places.items() if (kept := self.crops.get(place)) is not None}
         if len(crops) == len(places):
             return crops
-        slot = places["global_a"][3]
-        draws = draw_views(self.data, series, view_names(self.data), (self.seed, "crop", slot, key, series.name))
-        missing = {name: draw for name, draw in draws.items() if name not in crops}
-        image = image_of(series, read(key, f"{series.name}.b2"), self.lattice, list(missing.values()))
+        missing = {name: draw for name, draw in self.draws(meta, series, visit).items() if name not in crops}
+        image = image_of(series, read(meta.key, f"{series.name}.b2"), self.lattice, list(missing.values()))
+        if self.data.cross_sequence:
+            image.centre_mm = centre_of(anchor_of(series, meta.series))
         for name, draw in missing.items():
             cropped = crop(image, self.lattice, draw)
             if self.data.crops_per_series:
@@ -347,32 +366,6 @@ class StudyReader:
                 f"data.max_bad_fraction={limit}: {', '.join(listed[:20])}{' …' if len(listed) > 20 else ''}; "
                 f"run fm verify url={self.manifest.url}"
             )
-
-
-class CropMemory:
-    """Crops in memory up to a size, the least recently used forgotten first."""
-
-    def __init__(self, limit_bytes: int) -> None:
-        self.limit = limit_bytes
-        self.size = 0
-        self._crops: OrderedDict[tuple[str, str, str, int], SeriesView] = OrderedDict()
-
-    def get(self, place: tuple[str, str, str, int]) -> SeriesView | None:
-        """The crop of (study, series, view, slot), or None."""
-        if place in self._crops:
-            self._crops.move_to_end(place)
-        return self._crops.get(place)
-
-    def __contains__(self, place: tuple[str, str, str, int]) -> bool:
-        return place in self._crops
-
-    def put(self, place: tuple[str, str, str, int], cropped: SeriesView) -> None:
-        """Keep a crop, if it fits at all."""
-        self._crops[place] = cropped
-        self.size += cropped.patches.nbytes
-        while self.size > self.limit:
-            _, gone = self._crops.popitem(last=False)
-            self.size -= gone.patches.nbytes
 
 
 def view_names(data: DataConfig) -> list[str]:

@@ -44,7 +44,7 @@ def text_batch(
         originals: the same reports before augmentation, for ``identity_B`` and ``phrases_BK``; `texts` where None.
         phrases: what to look for in the originals; nothing where None.
     """
-    encoded = tokenizer(list(texts), truncation=True, padding=False)["input_ids"]
+    encoded, cut = truncated(texts, tokenizer)
     length = max((len(ids) for ids in encoded), default=1)
     ids = torch.full((len(texts), max(length, 1)), int(tokenizer.pad_token_id or 0), dtype=torch.int64)
     mask = torch.zeros(ids.shape, dtype=torch.bool)
@@ -63,4 +63,22 @@ def text_batch(
         present_B=torch.tensor([bool(text) for text in texts], dtype=torch.bool),
         identity_B=torch.tensor([stable_hash(text) if text else 0 for text in whole], dtype=torch.int64),
         phrases_BK=hits,
+        cut_B=torch.tensor(cut, dtype=torch.int64),
     )
+
+
+def truncated(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> tuple[list[list[int]], list[int]]:
+    """Token ids of each text, cut at the tokenizer's ``model_max_length``, and how many tokens that left out."""
+    if not texts:
+        return [], []
+    found = tokenizer(list(texts), truncation=True, padding=False, return_overflowing_tokens=True)
+    encoded: list[list[int]] = []
+    cut: list[int] = []
+    special = tokenizer.num_special_tokens_to_add()
+    for ids, row in zip(found["input_ids"], found["overflow_to_sample_mapping"], strict=True):
+        if row == len(encoded):
+            encoded.append(ids)
+            cut.append(0)
+        else:  # what was left out comes behind, in pieces
+            cut[row] += len(ids) - special
+    return encoded, cut

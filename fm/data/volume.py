@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fm.config.errors import UserError
-from fm.data.codec import MAX_VOXELS, decode_volume, encode_volume, read_header
+from fm.data.codec import MAX_VOXELS, EncodedVolume, decode_volume, encode_volume, read_header
 from fm.data.sample import Agent, Contrast, Plane, SampleError, SeriesMeta
 from fm.grid import (
     Box,
@@ -129,19 +129,37 @@ def read_nifti(path: str | Path, contrast: Contrast = Contrast.OTHER, agent: Age
     Raises:
         VolumeError: missing, damaged, not 3D, oversized, constant, or with a singular or non-finite affine.
     """
-    values, affine = _load(Path(path))
+    values, affine = load_nifti(Path(path))
+    return measure(values, affine, str(path), contrast, agent)[0]
+
+
+def measure(
+    values: NDArray[np.float32], affine: NDArray[np.float64], name: str, contrast: Contrast, agent: Agent
+) -> tuple[SeriesImage, EncodedVolume]:
+    """A series from plain voxels, and its shard member: axes of the contract, body, foreground and intensity range.
+
+    Args:
+        values: 3D, axes in any order and direction.
+        affine: (4, 4) index to RAS+ mm.
+        name: of the file, for errors.
+        contrast: what the series shows.
+        agent: whether contrast agent was given.
+
+    Raises:
+        VolumeError: constant, or with a singular or non-finite affine.
+    """
     try:
         grid = canonical_axes(affine, values.shape)
     except ValueError as err:
-        raise VolumeError(f"{path}: {err}") from None
+        raise VolumeError(f"{name}: {err}") from None
     values = np.ascontiguousarray(grid.apply(values))
     air = border_connected_air(values)
     foreground = bounding_box(~air)
     low, high = robust_range(values, ~air)
     if foreground is None or not low < high:
-        raise VolumeError(f"{path}: no body found, the volume is constant or empty")
+        raise VolumeError(f"{name}: no body found, the volume is constant or empty")
     encoded = encode_volume(values, air)
-    return SeriesImage(
+    image = SeriesImage(
         stored=decode_volume(encoded.payload),
         scale=encoded.scale,
         offset=encoded.offset,
@@ -155,9 +173,15 @@ def read_nifti(path: str | Path, contrast: Contrast = Contrast.OTHER, agent: Age
         plane=Plane(grid.plane),
         agent=agent,
     )
+    return image, encoded
 
 
-def _load(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+def load_nifti(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Voxels and affine of a 3D NIfTI file, in its own axes; its size is checked before anything is allocated.
+
+    Raises:
+        VolumeError: missing, damaged, not 3D, oversized, or with voxels that are not finite.
+    """
     if not path.is_file():
         raise VolumeError(f"{path}: no such file")
     try:

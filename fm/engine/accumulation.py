@@ -127,6 +127,7 @@ def join_batches(micros: Sequence[StudyBatch]) -> StudyBatch:
             present_B=torch.cat([text.present_B for text in texts]),
             identity_B=torch.cat([text.identity_B for text in texts]),
             phrases_BK=torch.cat([text.phrases_BK for text in texts]),
+            cut_B=torch.cat([text.cut_B for text in texts]),
         ),
     )
 

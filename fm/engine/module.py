@@ -57,6 +57,10 @@ class StepResult:
     volumes: int = 0
     """Series views encoded per kind of view: the series of the batch."""
     tokens: int = 0
+    reports_cut: int = 0
+    """Reports longer than the text encoder reads."""
+    report_tokens_cut: int = 0
+    """Tokens of them that it did not read."""
     skip: Skip | None = None
     """Why the step was skipped on all ranks; None where it was applied."""
     gradient_norm: float = 0.0
@@ -220,6 +224,8 @@ class TrainingModule(pl.LightningModule):
             keys=[key for micro in batch for key in micro.keys],
             volumes=sum(max(len(view.lengths) for view in micro.views.values()) for micro in batch),
             tokens=sum(view.patches_TP.shape[0] for micro in batch for view in micro.views.values()),
+            reports_cut=sum(int((micro.text.cut_B > 0).sum()) for micro in batch),
+            report_tokens_cut=sum(int(micro.text.cut_B.sum()) for micro in batch),
             skip=skip,
             gradient_norm=norm,
             learning_rate=rate,

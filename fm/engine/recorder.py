@@ -56,6 +56,7 @@ class Recorder(pl.Callback):
         self.row: Row = {}
         """The newest row."""
         self._bad_in_a_row = 0
+        self._cut = [0, 0]
         self._stragglers = Stragglers(world_size())
         self._tflops = device_tflops(config.device_tflops)
 
@@ -66,6 +67,8 @@ class Recorder(pl.Callback):
         if not isinstance(pl_module, TrainingModule) or pl_module.result is None:
             raise RuntimeError("a batch ended without a step")
         result = pl_module.result
+        self._cut[0] += result.reports_cut
+        self._cut[1] += result.report_tokens_cut
         if result.applied:
             self._bad_in_a_row = 0
         else:
@@ -96,12 +99,12 @@ class Recorder(pl.Callback):
         mine = [result.busy_seconds, wait_seconds, _peak_memory_gb(usage), *usage.vector()]
         own = torch.zeros(len(mine), world_size(), dtype=torch.float64)
         own[:, rank()] = torch.tensor(mine, dtype=torch.float64)
-        counts = torch.tensor([result.volumes, result.tokens, result.flops], dtype=torch.float64)
+        counts = torch.tensor([result.volumes, result.tokens, result.flops, *self._cut], dtype=torch.float64)
         local = torch.cat([torch.stack([v.to(torch.float64).cpu() for v in values]), counts, own.flatten()])
         total = sum_over_ranks(local.to(module.device_for_flags)).cpu()
         means = (total[: len(values)] / world_size()).tolist()
-        volumes, tokens, flops = total[len(values) : len(values) + 3].tolist()
-        busy, waits, memory, *used = total[len(values) + 3 :].view(len(mine), -1).tolist()
+        volumes, tokens, flops, reports_cut, tokens_cut = total[len(values) : len(values) + 5].tolist()
+        busy, waits, memory, *used = total[len(values) + 5 :].view(len(mine), -1).tolist()
         self._stragglers.take(busy)
         self._meter.take(result.step, used)
         seconds, wait = max(result.seconds, 1e-9), statistics.mean(waits)
@@ -119,6 +122,9 @@ class Recorder(pl.Callback):
             "volumes": volumes,
             "volumes_per_s": volumes / seconds,
             "tokens_per_s": tokens / seconds,
+            # Since this attempt began: long reports are read to model.text_max_tokens, and what is lost is told.
+            "reports_cut": reports_cut,
+            "report_tokens_cut": tokens_cut,
             "step_s": result.seconds,
             "data_wait_s": wait,
             "data_wait_share": wait / seconds,

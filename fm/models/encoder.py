@@ -51,6 +51,17 @@ class Encoder:
         model.train(False)
         self.model = model.requires_grad_(False)
         self.tokenizer = tokenizer
+        self._cut: list[int] = []
+
+    @property
+    def texts_cut(self) -> int:
+        """Texts so far that were longer than the encoder reads."""
+        return len(self._cut)
+
+    @property
+    def text_tokens_cut(self) -> int:
+        """Tokens of them that it did not read."""
+        return sum(self._cut)
 
     @property
     def dim(self) -> int:
@@ -89,7 +100,9 @@ class Encoder:
         parts = []
         with torch.no_grad():
             for first in range(0, len(texts), 64):
-                batch = text_batch(texts[first : first + 64], self.tokenizer).to(self.model.device)
+                batch = text_batch(texts[first : first + 64], self.tokenizer)
+                self._cut += batch.cut_B[batch.cut_B > 0].tolist()  # one operation: threads share an encoder
+                batch = batch.to(self.model.device)
                 rows = self.model.encode_text(batch) * batch.present_B.unsqueeze(1)
                 parts.append(_numpy(rows))
         result = np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32)

@@ -25,6 +25,8 @@ from fm.models.patch import LinearStem, Sizes, resample_weight
 log = logging.getLogger(__name__)
 
 _BLOCK = r"^(?:model\.|encoder\.)*(?:layer|layers|blocks)\.(?:\d+\.)?(\d+)\."
+_WRAPPING = r"^(?:teacher\.|module\.|backbone\.)+"
+"""What training checkpoints of DINOv2 and 3DINO put before a name."""
 _RULES: tuple[tuple[str, str], ...] = (
     (_BLOCK + r"(norm[12])\.", r"blocks.\1.\2."),
     (_BLOCK + r"(?:attn|attention)\.qkv\.", r"blocks.\1.attention.qkv."),
@@ -113,7 +115,8 @@ def _foreign(stored: Mapping[str, Tensor], model: FmModel, path: str) -> tuple[d
     """The tensors of another ViT under our names, and what was left."""
     found, unused = {}, []
     for name, value in stored.items():
-        ours = next((re.sub(rule, to, name) for rule, to in _RULES if re.search(rule, name)), None)
+        bare = re.sub(_WRAPPING, "", name)
+        ours = next((re.sub(rule, to, bare) for rule, to in _RULES if re.search(rule, bare)), None)
         if ours is None:
             unused.append(name)
         else:

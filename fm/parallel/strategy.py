@@ -44,7 +44,7 @@ class EngineStrategy(DeepSpeedStrategy):
     def _setup_model_and_optimizer(self, model: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         # DeepSpeed casts float buffers with the weights; tables such as rotary frequencies must stay float32.
         buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
-        if self.zero_stage_3:
+        if self.zero_stage_3 and self.config is not None:
             # Vectors stay whole on every rank and matrices are cut; DeepSpeed's own bound is meant for larger models.
             largest = max((p.numel() for p in model.parameters() if p.ndim < 2), default=0)
             self.config["zero_optimization"]["stage3_param_persistence_threshold"] = largest

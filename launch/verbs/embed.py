@@ -17,21 +17,26 @@ def run(job: EmbedJob) -> int:
     from evals.progress import StageProgress
 
     out = Path(job.out)
-    sources = _sources(job.input, out)
+    sources = _sources(job, out)
     with StageProgress() as progress:
-        count = embed(Path(job.encoder), sources, out, lambda done: progress("embed", done, len(sources)))
-    print(f"{count} studies in {out}: one row per study (series is empty) and one per series")
+        written = embed(Path(job.encoder), sources, out, lambda done: progress("embed", done, len(sources)))
+    print(f"{written.studies} studies in {out}: one row per study (series is empty) and one per series")
+    if written.texts_cut:
+        cut, lost = written.texts_cut, written.text_tokens_cut
+        print(f"{cut} reports were longer than the encoder reads: {lost} tokens not read")
     print(f"next: python -c \"import pandas; print(pandas.read_parquet('{out}'))\"")
     return 0
 
 
-def _sources(given: str, out: Path) -> list[Source]:
+def _sources(job: EmbedJob, out: Path) -> list[Source]:
     """Shards where there is a manifest, else NIfTI by name, else DICOM, which is prepared first."""
     from evals.embed import EmbedError, is_nifti, nifti_sources, shard_sources
     from fm.data.index import MANIFEST
+    from fm.data.store import access_of
 
+    given = job.input
     if "://" in given or (Path(given) / MANIFEST).is_file():
-        return shard_sources(given)
+        return shard_sources(given, access_of(job.data))
     path = Path(given)
     if not path.exists():
         raise EmbedError(f"input={given}: no such file or folder")

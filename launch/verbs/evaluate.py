@@ -20,10 +20,11 @@ def run(job: EvaluateJob) -> int:
 
     from evals.progress import StageProgress
     from evals.suite import evaluate
+    from fm.data.store import access_of
 
     run_dir = Path(str(job.run))
     with StageProgress() as progress:
-        results = evaluate(Path(job.encoder), job.data.url, run_dir, job.suite, progress)
+        results = evaluate(Path(job.encoder), job.data.url, run_dir, job.suite, progress, access_of(job.data))
     console = Console()
     console.print(task_table(results))
     if results.retrieval:
@@ -36,6 +37,8 @@ def run(job: EvaluateJob) -> int:
         if bar.low is not None and bar.high is not None:
             value += f" ({bar.low:.3f} to {bar.high:.3f})"
         print(f"bar {bar.name}: {verdict}{value}; {bar.rule}, {bar.threshold:g}")
+    if cut := results.dataset["texts_cut"]:
+        print(f"{cut} reports were longer than the encoder reads: {results.dataset['text_tokens_cut']} tokens not read")
     print(f"report:  {run_dir / 'report.html'}")
     print(f"results: {run_dir / 'results.json'}")
     print(f"next: fm embed encoder={job.encoder} input=SCAN.nii.gz out=embeddings.parquet")

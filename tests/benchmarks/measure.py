@@ -53,6 +53,15 @@ def _cpu() -> float:
     return time.process_time() + children.ru_utime + children.ru_stime
 
 
+def peak_mb() -> float:
+    """The most memory that this program ever held. Not ``ru_maxrss``, which starts from that of the parent process."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
+        return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], packages: Sequence[str]) -> None:
     """Print a Markdown table with the machine and the versions below it."""
     print(f"\n### {title}\n")

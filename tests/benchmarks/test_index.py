@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ from fm.config.data import DataConfig, Order
 from fm.data.index import Manifest, Shard, write_index
 from fm.data.plan import plan_of
 from fm.data.table import SampleTable
-from tests.benchmarks.measure import table
+from tests.benchmarks.measure import peak_mb, table
 
 STUDIES, PER_SHARD, SERIES = 1_000_000, 50, ("t1w", "t2w", "flair", "dwi")
 
@@ -91,10 +90,10 @@ def measure(url: str) -> dict[str, float]:
         found[f"{name}_batch_ms"] = 1e3 * float(np.median(seconds))
         found[f"{name}_worst_ms"] = 1e3 * max(seconds)
     started = time.perf_counter()
-    for key in train.keys[:: len(train) // 1000]:
+    for key in train.keys[:: max(1, len(train) // 1000)]:
         train.request(key, "t1w.b2")
     found["request_ms"] = time.perf_counter() - started
-    found["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    found["peak_mb"] = peak_mb()
     return found
 
 

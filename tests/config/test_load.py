@@ -15,6 +15,9 @@ from fm.config.root import JOBS
 REQUIRED = {
     "phantom": ["out=o"],
     "prepare": ["input=i", "out=o"],
+    "index": ["url=x"],
+    "verify": ["url=x"],
+    "inspect": ["url=x"],
     "pretrain": ["data.url=2026_11_21"],
     "export": ["from_run=r", "out=o"],
     "evaluate": ["encoder=e", "data.url=s3://b/k"],

@@ -13,7 +13,8 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from fm.batch import PackedTokens, StudyBatch
-from fm.config.data import DataConfig, Order
+from fm.config.data import DataConfig, Order, Sections
+from fm.data import reader
 from fm.data.codec import encode_volume
 from fm.data.index import DatasetError, Manifest, write_index
 from fm.data.plan import PlanError
@@ -250,6 +251,24 @@ def test_contrast_weights_say_which_series_are_drawn(manifest: Manifest, tokeniz
     assert 0.25 < shares["plain"] < 0.6 and 0.25 < shares["alike"] < 0.6 and shares["flair"] > 0.9
     with pytest.raises(PlanError, match="flare is no contrast"):
         _batches(manifest, tokenizer, replace(data, contrast_weights={"flare": 2.0}), 1)
+
+
+def test_sections_are_separate_texts_where_asked_for(
+    manifest: Manifest, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = Report(findings="Lesion of 4 mm.", impression="Normal otherwise.")
+    parse = reader.parse_study
+    monkeypatch.setattr(reader, "parse_study", lambda key, payload: replace(parse(key, payload), report=both))
+    data = _data(global_views=1, local_views=0, max_series=1, sentence_dropout=0.0, sentence_shuffle=False)
+
+    def texts(sections: Sections) -> list[str]:
+        batches = _batches(manifest, tokenizer, replace(data, report_sections=sections), 6)
+        assert len({identity for batch in batches for identity in batch.text.identity_B.tolist()}) == 1
+        decoded = [tokenizer.decode(ids, skip_special_tokens=True) for batch in batches for ids in batch.text.ids_BL]
+        return [text.replace(" ", "") for text in decoded]
+
+    assert set(texts(Sections.joined)) == {"lesionof4mm.normalotherwise."}
+    assert set(texts(Sections.drawn)) == {"lesionof4mm.", "normalotherwise."}
 
 
 def test_the_next_epoch_draws_other_views(manifest: Manifest, tokenizer: PreTrainedTokenizerFast) -> None:

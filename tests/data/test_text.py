@@ -53,3 +53,13 @@ def test_identity_is_that_of_the_report_before_augmentation(tokenizer: PreTraine
 def test_a_batch_without_any_report_has_a_column(tokenizer: PreTrainedTokenizerFast) -> None:
     batch = text_batch(["", ""], tokenizer)
     assert batch.ids_BL.shape[0] == 2 and batch.ids_BL.shape[1] >= 1 and not batch.mask_BL.any()
+
+
+def test_what_is_cut_is_counted(tokenizer: PreTrainedTokenizerFast) -> None:
+    longest = tokenizer.model_max_length
+    words = ["mass " * n for n in (longest - 2, longest - 1, 5 * longest)]
+    batch = text_batch(["", *words], tokenizer)
+    assert batch.cut_B.tolist() == [0, 0, 1, 5 * longest - (longest - 2)]
+    assert batch.ids_BL.shape == (4, longest)
+    ids = [tokenizer(text, truncation=True)["input_ids"] for text in words]
+    assert batch.ids_BL[1:].tolist() == ids, "what is read is what it always was"

@@ -117,6 +117,26 @@ def test_published_names_give_the_same_and_the_class_token_keeps_its_position(tm
     assert torch.equal(one.image.prefix.tokens[1:], _ours().image.prefix.tokens[1:]), "it has no registers"
 
 
+@pytest.mark.parametrize("prefix", ["", "teacher.backbone."])
+def test_3dino_names_and_patches_of_three_axes(prefix: str, tmp_path: Path) -> None:
+    """DINOv2's own names, a patch embedding of 3D convolution, the wrapping of a training checkpoint."""
+    theirs = _random(Dinov2Model(Dinov2Config(**SIZES)))
+    theirs.save_pretrained(tmp_path)  # type: ignore[operator]
+    published = _as_published(load_file(tmp_path / "model.safetensors"))
+    kernel = torch.randn(48, 1, 4, 4, 4)
+    published |= {"patch_embed.proj.weight": kernel, "pos_embed": torch.zeros(1, 28, 48)}
+    head = {"dino_head.mlp.0.weight": torch.zeros(3, 3)} if prefix else {}
+    save_file({prefix + name: value for name, value in published.items()} | head, tmp_path / "3dino.safetensors")
+    model = _ours(patch_voxels=[4, 4, 4])
+    unused = load_image_weights(model, str(tmp_path / "3dino.safetensors"))
+    assert unused == [*head, prefix + "mask_token"]
+    volume = torch.randn(1, 1, 8, 12, 4)
+    want = nn.functional.conv3d(volume, kernel, published["patch_embed.proj.bias"], stride=4)[0].flatten(1).T
+    patches = volume[0, 0].unfold(0, 4, 4).unfold(1, 4, 4).unfold(2, 4, 4).reshape(6, 64)
+    torch.testing.assert_close(model.image.stem.linear(patches), want, rtol=1e-5, atol=1e-5)
+    assert torch.equal(model.image.blocks[1].mlp.up.weight, published["blocks.0.1.mlp.fc1.weight"])
+
+
 @pytest.mark.parametrize("projection", ["conv", "perceptron"])
 @pytest.mark.parametrize("layer_scale", [0.0, 1e-5])
 def test_a_monai_vit_is_the_same_function(projection: str, layer_scale: float, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_packed_equals_one_by_one_in_outputs_and_gradients(tiny_config: FmConfig
     got = torch.autograd.grad((together.tokens_TD * weight).sum() + together.class_SD.sum(), parameters)
     want = torch.autograd.grad((tokens * weight).sum() + classes.sum(), parameters)
     for a, b in zip(got, want, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+        assert (a - b).norm() <= 1e-5 * b.norm()
 
 
 def test_order_of_sequences_and_of_patches_changes_nothing(tiny_config: FmConfig, make_pack: MakePack) -> None:

@@ -40,10 +40,14 @@ def test_a_run_from_others_weights_trains_what_it_should_and_is_exported(
         "model.patch_stem=linear", "model.layer_scale=1e-5", "model.study_encoder=attention", "model.drop_path=0.2",
         "model.checkpoint_blocks=true", f"model.init_from={image}", f"model.text_from={text}",
         "model.text_training=lora", "model.lora_rank=2", "model.text_window=1",
+        "data.sentence_dropout=0",
     )  # fmt: skip
     scenarios(1, f"plain={run}")
     losses = [row["loss"] for row in rows(run)]
     assert len(losses) == 3 and len(set(losses)) == 3
+    told = [(row["reports_cut"], row["report_tokens_cut"]) for row in rows(run)]
+    assert [cut for cut, _ in told] == [8, 16, 24], "no report fits into 24 tokens, and that is told"
+    assert [lost // 8 > 0 for _, lost in told] == [True] * 3 and told == sorted(told)
     exported = FmModel.from_pretrained(run / "export").state_dict()
     words = load_file(text / "model.safetensors")["embeddings.word_embeddings.weight"]
     assert torch.equal(exported["text.bert.embeddings.word_embeddings.weight"], words)
