@@ -24,7 +24,7 @@ from data_prep.inventory import Inventory, take_inventory
 from data_prep.keys import Keyring, default_key_file, is_placeholder, open_keyring, write_link_table
 from data_prep.ledger import NO_SPACE, Entry, Reason, Tally
 from data_prep.persons import Persons, read_persons
-from data_prep.pool import Workers
+from data_prep.pool import Workers, open_workers
 from data_prep.shards import ShardBuilder, ShardStore
 from data_prep.sources import private_folder
 from data_prep.study import StudyJob, guarded_study, lost_study
@@ -38,6 +38,21 @@ VERSION = "2"
 """Version of the preparation; recorded in the manifest."""
 SUMMARY = "prepare.json"
 QUARANTINE = "quarantine.jsonl"
+_NOT_IN_BYTES = (
+    "key_file",
+    "link_file",
+    "memory_limit_gib",
+    "convert_timeout_s",
+    "study_timeout_s",
+    "unknown_reports",
+    "cluster",
+    "studies_in_flight",
+    "worker_retries",
+    "slurm_partition",
+    "slurm_account",
+    "slurm_walltime",
+)
+"""Settings that decide where and how long work is done, not what comes out; the link file counts by its content."""
 log = logging.getLogger(__name__)
 
 
@@ -100,7 +115,7 @@ def prepare(
     unpacked = key_file.with_name(f"{key_file.name}-unpacked-{keyring.item(out)[:8]}")
     with (
         private_folder(unpacked) as scratch,
-        Workers(workers, config.memory_limit_gib) as pool,
+        open_workers(config, workers, key_file.with_name(f"{key_file.name}-cluster")) as pool,
         _progress() as bar,
     ):
         task = bar.add_task("reading headers", total=None)
@@ -170,7 +185,7 @@ def _fingerprint(
             name = inventory.names[header.path]
             digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
     settings = asdict(config)
-    for irrelevant in ("key_file", "memory_limit_gib", "convert_timeout_s", "unknown_reports", "link_file"):
+    for irrelevant in _NOT_IN_BYTES:
         settings.pop(irrelevant)
     tables = (file_hash(table) for table in (reports, labels, config.link_file or None))
     parts = (digest.hexdigest(), *tables, json.dumps(settings, sort_keys=True), VERSION, deid.VERSION)
