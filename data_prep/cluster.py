@@ -137,6 +137,8 @@ class DaskWorkers(Workers):
             {
                 "distributed.scheduler.allowed-failures": 0,
                 "distributed.comm.timeouts.connect": "120s",
+                # Dask's threshold makes glibc give memory back after each array: half as much again of CPU time here
+                "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None,
                 "distributed.worker.profile.enabled": False,
                 "distributed.admin.system-monitor.interval": "10s",
             }

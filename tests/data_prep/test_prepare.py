@@ -20,7 +20,8 @@ from pydicom.data import get_testdata_file
 
 from data_prep import shards
 from data_prep.keys import Keyring
-from data_prep.prepare import prepare, split_patients
+from data_prep.prepare import prepare
+from data_prep.splits import split_patients
 from data_prep.summary import PrepareSummary
 from fm.config.errors import UserError
 from fm.config.prepare import PrepareConfig
@@ -76,6 +77,7 @@ def test_an_archive_becomes_a_dataset(archive: Path) -> None:
     out = archive / "out"
     assert verify(str(out)).problems == []
     assert sorted(p.name for p in out.iterdir()) == [
+        "ledger.jsonl",
         "manifest.json",
         "prepare.json",
         "quarantine.jsonl",
@@ -178,8 +180,8 @@ if __name__ == "__main__":
 KILLED = PREPARE.replace(
     "{fault}",
     """add, count = shards.ShardBuilder.add, []
-    def counted(self, result):
-        count.append(add(self, result))
+    def counted(self, result, source):
+        count.append(add(self, result, source))
         if len(count) == 3:
             self._file.flush()
             os.kill(os.getpid(), signal.SIGKILL)
@@ -263,7 +265,7 @@ def test_row_24_disk_full(archive: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_changed_input_starts_afresh(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small_shards(monkeypatch)
     with monkeypatch.context() as broken:
-        broken.setattr("data_prep.prepare._publish", _stop)
+        broken.setattr("data_prep.prepare.publish_dataset", _stop)
         with pytest.raises(InterruptedError):
             run(archive)
     shutil.rmtree(archive / "in" / "c")
@@ -279,7 +281,7 @@ def test_a_damaged_finished_shard_is_made_again(archive: Path, monkeypatch: pyte
     small_shards(monkeypatch)
     run(archive, "whole")
     with monkeypatch.context() as broken:
-        broken.setattr("data_prep.prepare._publish", _stop)
+        broken.setattr("data_prep.prepare.publish_dataset", _stop)
         with pytest.raises(InterruptedError):
             run(archive)
     shard = archive / "out" / "shard-000001.tar"
