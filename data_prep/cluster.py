@@ -127,7 +127,8 @@ class DaskWorkers(Workers):
         return answer.result
 
     def _quiet(self, handles: list[Any]) -> None:
-        distributed.wait(handles)
+        for handle in handles:
+            handle.exception()  # waits for it
 
     def _kept(self, function: Callable[[Job], Result], job: Job, handle: Any) -> Any:
         return handle

@@ -78,10 +78,22 @@ def withdraw(url: str, patient: str, key_file: str, site: str) -> WithdrawSummar
         raise UserError(f"{path}: no key there; give the one that fm prepare used: key_file=FILE")
     keyring = open_keyring(path, url)
     restricted = Restricted(path, keyring.item(url)[:8])
+    done = None
+    if restricted.pending.exists():
+        done = _carry_out(url, restricted, keyring, _Order(**json.loads(restricted.pending.read_bytes())))
     manifest = Manifest.open(url)
-    order = _pending(restricted) or _begin(
-        manifest, restricted, _pseudonym(manifest, restricted, keyring, patient, site)
-    )
+    try:
+        pseudonym = _pseudonym(manifest, restricted, keyring, patient, site)
+    except UserError:
+        if done is not None:  # it was this patient's withdrawal that had been interrupted
+            return done
+        raise
+    return _carry_out(url, restricted, keyring, _begin(manifest, restricted, pseudonym))
+
+
+def _carry_out(url: str, restricted: Restricted, keyring: Keyring, order: _Order) -> WithdrawSummary:
+    """Do what is left to do of a withdrawal."""
+    manifest = Manifest.open(url)
     gone = set(order.studies)
     if gone & set(manifest.keys):
         _rewrite(manifest, restricted, order, gone)
@@ -126,10 +138,6 @@ def _begin(manifest: Manifest, restricted: Restricted, pseudonym: str) -> _Order
     write_file(restricted.pending, json.dumps(content).encode())
     os.chmod(restricted.pending, 0o600)
     return order
-
-
-def _pending(restricted: Restricted) -> _Order | None:
-    return _Order(**json.loads(restricted.pending.read_bytes())) if restricted.pending.exists() else None
 
 
 def _rewrite(manifest: Manifest, restricted: Restricted, order: _Order, gone: set[str]) -> None:

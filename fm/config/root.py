@@ -69,7 +69,7 @@ class PrepareJob:
 
 @dataclass(kw_only=True, slots=True)
 class WithdrawJob:
-    """Remove a patient who withdrew consent from prepared shards; only the shards that held the patient are rewritten."""
+    """Remove a patient who withdrew consent from prepared shards; only those that held the patient are rewritten."""
 
     plain_form: ClassVar[str] = "fm withdraw url=URL patient=ID"
 
