@@ -89,7 +89,7 @@ class DaskWorkers(Workers):
         """Jobs that the workers known by now run at once; those that are wanted before the first is there."""
         if self._client is None or self.config.cluster in (LOCAL, SLURM):
             return self.wanted
-        return max(1, sum(self._client.nthreads().values()))
+        return max(1, int(sum(self._client.nthreads().values())))
 
     def stop(self) -> None:
         """End the cluster where it is ours; give its jobs up where it is not."""
@@ -193,6 +193,7 @@ def slurm_cluster(config: PrepareConfig, private: Path) -> Any:
         memory=f"{config.memory_limit_gib}GiB",
         worker_extra_args=["--memory-limit", "0", "--no-dashboard"],
         protocol="tls://",
+        security=True,
         shared_temp_directory=str(private),
         log_directory=str(private),
         scheduler_options={"dashboard_address": None},

@@ -116,9 +116,11 @@ def read_batch(root: str, kind: Source, files: Sequence[Found]) -> _Outcome:
         UserError: the store that holds them is out of reach.
     """
     reader = HeaderReader()
-    opened = open_heads(files) if is_url(root) else [None] * len(files)
+    there = [one for one in files if is_url(one.path)]  # members of an archive at a URL were unpacked here
+    opened = dict(zip((one.path for one in there), open_heads(there), strict=True)) if there else {}
     outcome = _Outcome(found=[])
-    for one, stream in zip(files, opened, strict=True):
+    for one in files:
+        stream = opened.get(one.path)
         try:
             if isinstance(stream, QuarantineError):
                 raise stream

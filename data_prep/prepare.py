@@ -42,17 +42,20 @@ def prepare(
 ) -> PrepareSummary:
     """Prepare a folder of DICOM; run again with the same arguments it goes on where it stopped, or returns at once.
 
-    The dataset in `out` (shards, ``samples.parquet``, ``manifest.json``, ``quarantine.jsonl``, ``prepare.json``) holds
-    keyed ids only. The secret key and the table from ids to paths lie outside it, readable by their owner alone.
+    Where `out` holds a dataset of the same settings and key already, the studies that are new are appended to it.
+
+    The dataset in `out` (shards, ``samples.parquet``, ``manifest.json``, ``ledger.jsonl``, ``quarantine.jsonl``,
+    ``prepare.json``) holds keyed ids only. The secret key, the headers that were read and the table from ids to paths
+    lie outside it, readable by their owner alone.
 
     Args:
-        input: local folder, searched through all subfolders and zip archives; one zip archive; a
-            DICOMDIR; or a tree of NIfTI files (prepare.source).
+        input: folder or its URL, searched through all subfolders and zip archives; one zip archive; a DICOMDIR; or a
+            local tree of NIfTI files (prepare.source).
         reports: CSV or JSONL with study_uid or accession, patient_id, text; None: images only.
         labels: CSV with study_uid or accession, and the columns of `config.labels`; None: none.
         out: folder or URL of the dataset.
         config: how to prepare.
-        workers: processes.
+        workers: processes, or Slurm jobs.
 
     Raises:
         UserError: no DICOM, a missing file, nothing that could be used, a full disk, `out` holds another dataset, or

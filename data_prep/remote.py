@@ -103,6 +103,9 @@ def open_heads(files: Sequence[Found]) -> list[BinaryIO | QuarantineError]:
 class _Remote(io.RawIOBase):
     """A file at a URL, by ranged reads; its start is known."""
 
+    name = ""
+    """pydicom asks for it."""
+
     def __init__(self, fs: Any, path: str, found: Found, head: bytes) -> None:
         self._fs, self._path, self._found = fs, path, found
         self._start, self._block = 0, head

@@ -24,7 +24,7 @@ PACKAGES = ["monai", "nibabel", "dcm2niix", "blosc2", "pydicom", "distributed"]
 @pytest.fixture(scope="module")
 def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("phantom")
-    simulate(folder, STUDIES, 0, 2, PhantomConfig())
+    simulate(folder, STUDIES, 0, PhantomConfig(), 2)
     return folder
 
 

@@ -81,6 +81,26 @@ def test_slurm_jobs_run_one_encrypted_worker_each(tmp_path: Path) -> None:
     config = PrepareConfig(cluster="slurm", slurm_partition="mri", slurm_account="lab", memory_limit_gib=4)
     with slurm_cluster(config, tmp_path / "private") as cluster:
         script = cluster.job_script()
-    wanted = ("#SBATCH -p mri", "#SBATCH -A lab", "#SBATCH --mem=4G", "#SBATCH -t 24:00:00", "--nworkers 1", "tls://")
+    wanted = ("#SBATCH -p mri", "#SBATCH -A lab", "#SBATCH --mem=4G", "#SBATCH -t 24:00:00", "--nthreads 1", "tls://")
     assert all(word in script for word in wanted), script
     assert (tmp_path / "private").stat().st_mode & 0o777 == 0o700
+
+
+SBATCH = """#!/bin/sh
+for script; do :; done
+setsid sh "$script" > /dev/null 2>&1 &
+echo "Submitted batch job $!"
+"""
+"""Stands in for Slurm's: runs the job on this machine."""
+
+
+@pytest.mark.full
+def test_slurm_jobs_do_the_work_and_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, script in (("sbatch", SBATCH), ("scancel", '#!/bin/sh\nkill -- "-$1"\n')):
+        (tmp_path / "bin" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "bin" / name).write_text(script)
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    limit = 8 * 2**30
+    with DaskWorkers(PrepareConfig(cluster="slurm", memory_limit_gib=8), 1, tmp_path / "private") as workers:
+        assert list(workers.ordered(work, [1, 2, 4], gave_up)) == [(10, limit), (20, limit), (40, limit)]
