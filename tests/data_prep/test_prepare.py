@@ -188,10 +188,8 @@ def test_row_24_a_file_that_may_grow_no_further(archive: Path, monkeypatch: pyte
     first = (archive / "whole" / "shard-000000.tar").read_bytes()
     (archive / "limited.py").write_text(LIMITED)
     command = [sys.executable, str(archive / "limited.py"), str(archive), str(archive / "key"), str(archive / "out")]
-    limit = str(max(len(first) + 4096, 2**17))  # the headers read must find room too
-    process = subprocess.run(
-        [*command, workers, limit], cwd=Path(__file__).parents[2], capture_output=True, check=False
-    )
+    command += [workers, str(len(first) + 4096)]
+    process = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, check=False)
     assert process.returncode == 1, process.stderr
     said = process.stderr.decode().strip()
     assert "the disk is full while writing" in said and "1 finished shards are kept" in said and "\n" not in said

@@ -19,6 +19,7 @@ from data_prep.prepare import prepare
 from data_prep.remote import HEAD_BYTES, open_heads
 from data_prep.sources import find_files
 from data_prep.summary import PrepareSummary
+from data_prep.withdraw import withdraw
 from fm.config.errors import UserError
 from fm.config.prepare import PrepareConfig
 from fm.data.index import Manifest
@@ -72,6 +73,10 @@ def test_an_archive_on_s3_gives_the_dataset_of_its_folder(
         n: p for n, p in there.items() if n.endswith(".tar")
     }
     assert remote(archive, "s3://bucket/scans", "s3://bucket/shards") == found
+    done = withdraw("s3://bucket/shards", "P0000", str(archive / "key"), "")
+    assert verify("s3://bucket/shards").problems == []
+    assert (done.studies, len(Manifest.open("s3://bucket/shards"))) == (1, 5)
+    assert not set(done.shards) & set(contents(bucket / "shards"))
 
 
 def test_headers_are_read_by_ranges_and_the_rest_when_asked_for() -> None:
