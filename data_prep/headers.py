@@ -34,6 +34,7 @@ from data_prep.tags import (
     SCAN_TAGS,
 )
 from data_prep.values import number, numbers, words_of
+from fm.config.errors import UserError
 
 MAX_SLICE_VOXELS = 2**29
 """Largest image of one file, all frames together."""
@@ -148,8 +149,12 @@ class HeaderReader:
     def __init__(self) -> None:
         self._cache: dict[tuple[Any, ...], _Shared | Rule] = {}
 
-    def read(self, path: str) -> Header | Rule:
+    def read(self, path: str, stream: BinaryIO | None = None) -> Header | Rule:
         """Read and check one file's header.
+
+        Args:
+            path: of the file.
+            stream: the file, where it is open already; it is closed.
 
         Returns:
             The header, or the rule by which the file is left out.
@@ -158,7 +163,7 @@ class HeaderReader:
             QuarantineError: the file is damaged, or lacks what every image must have.
         """
         try:
-            with open(path, "rb") as file:
+            with stream or open(path, "rb") as file:
                 start = file.read(256)
                 if not _looks_dicom(start):
                     if Path(path).suffix.lower() in _SUFFIXES:
@@ -184,7 +189,7 @@ class HeaderReader:
             instance_uid = str(ds.get("SOPInstanceUID", "") or "").strip()
             if not instance_uid:
                 raise QuarantineError(Reason.NO_UID)
-            check_pixels(file, ds, path, shared.pixel_bytes)
+            check_pixels(file, ds, shared.pixel_bytes)
             return Header(
                 path=path,
                 study_uid=shared.study_uid,
@@ -201,7 +206,7 @@ class HeaderReader:
                 scan=shared.scan,
                 identity=shared.identity,
             )
-        except (QuarantineError, OSError):
+        except (QuarantineError, UserError, OSError):
             raise
         except MemoryError:
             raise QuarantineError(Reason.OUT_OF_MEMORY) from None

@@ -51,6 +51,70 @@ class Keyring:
         return self.digest("item", *parts)
 
 
+@dataclass(frozen=True, slots=True)
+class Restricted:
+    """The files beside the key that may name patients, all of one output but for the list of those who withdrew."""
+
+    key_file: Path
+    output: str
+    """Keyed id of the output."""
+
+    @property
+    def links(self) -> Path:
+        """The table from keyed ids to paths, UIDs and patient numbers."""
+        return self._beside("links", ".csv")
+
+    @property
+    def catalogue(self) -> Path:
+        """The headers of the input."""
+        return self._beside("catalogue", ".sqlite")
+
+    @property
+    def unpacked(self) -> Path:
+        """Members of archives, while a run lasts."""
+        return self._beside("unpacked")
+
+    @property
+    def work(self) -> Path:
+        """State of an unfinished run whose output is a URL."""
+        return self._beside("work")
+
+    @property
+    def cluster(self) -> Path:
+        """Certificates and logs of Slurm workers."""
+        return self._beside("cluster")
+
+    @property
+    def pending(self) -> Path:
+        """A withdrawal that was begun."""
+        return self._beside("withdrawal", ".json")
+
+    def withdrawn(self) -> set[str]:
+        """Pseudonyms of patients who withdrew: no dataset under this key takes them in again."""
+        path = self.key_file.with_name(f"{self.key_file.name}-withdrawn.txt")
+        return set(path.read_text().split()) if path.exists() else set()
+
+    def add_withdrawn(self, pseudonym: str) -> None:
+        """Enter a patient who withdrew."""
+        path = self.key_file.with_name(f"{self.key_file.name}-withdrawn.txt")
+        words = sorted({*self.withdrawn(), pseudonym})
+        temporary = path.with_name(f".{path.name}.tmp")
+        _write_private(temporary, "".join(f"{word}\n" for word in words))
+        os.replace(temporary, path)
+
+    def refuse_pending(self) -> None:
+        """Refuse to work on an output from which a patient is half withdrawn.
+
+        Raises:
+            UserError: so it is.
+        """
+        if self.pending.exists():
+            raise UserError("a withdrawal from this output was interrupted; run the same fm withdraw again first")
+
+    def _beside(self, what: str, ending: str = "") -> Path:
+        return self.key_file.with_name(f"{self.key_file.name}-{what}-{self.output}{ending}")
+
+
 def is_placeholder(patient_id: str) -> bool:
     """True for a PatientID that names nobody: empty, ``***``, ``DEV``, ``ANONYMOUS``, zeros, …"""
     return _PLACEHOLDER.fullmatch(patient_id.strip()) is not None

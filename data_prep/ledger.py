@@ -66,6 +66,8 @@ class Reason(StrEnum):
     """Needs more than prepare.memory_limit_gib."""
     WORKER_DIED = "worker_died"
     """The process that converted it was killed."""
+    STUDY_TIMEOUT = "study_timeout"
+    """Work on it took longer than prepare.study_timeout_s."""
     INTERNAL = "internal"
     """A fault of this code; the study is left out, the run goes on."""
     REPORT_EMPTY = "report_empty"
@@ -102,6 +104,8 @@ class Rule(StrEnum):
     PROJECTION = "projection"
     DERIVED_SCREEN = "derived_screen"
     BURNED_IN = "burned_in"
+    WITHDRAWN = "withdrawn"
+    """Of a patient who withdrew consent (fm withdraw)."""
     DUPLICATE = "duplicate"
     """The same slice once more, pixel for pixel."""
 
@@ -185,3 +189,26 @@ class Tally:
         entries = [Entry(**{**entry, "reason": Reason(entry["reason"])}) for entry in raw["entries"]]
         counters = {name: Counter(raw[name]) for name in ("excluded", "contrasts")}
         return cls(**{**raw, **counters, "entries": entries})
+
+
+@dataclass(kw_only=True, slots=True)
+class Account:
+    """What became of one study: a line of ``ledger.jsonl``, by keyed ids alone."""
+
+    study: str
+    patient: str
+    source: str
+    """Keyed hash of what it was made from: another one says that files, report or labels changed since."""
+    tally: Tally
+    members: bool
+    """Whether anything of it is in the shards."""
+    report: bool
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values; :meth:`from_json` restores them."""
+        return {**{entry.name: getattr(self, entry.name) for entry in fields(self)}, "tally": self.tally.as_json()}
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> Account:
+        """Restore :meth:`as_json`."""
+        return cls(**{**raw, "tally": Tally.from_json(raw["tally"])})

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
-from pathlib import Path
 from typing import BinaryIO
 
 from pydicom.dataset import Dataset
@@ -42,13 +42,12 @@ def check_deflated(file: BinaryIO) -> None:
     file.seek(0)
 
 
-def check_pixels(file: BinaryIO, ds: Dataset, path: str, wanted: int) -> None:
+def check_pixels(file: BinaryIO, ds: Dataset, wanted: int) -> None:
     """The pixel element must be there, whole, and encoded as the transfer syntax says; nothing is decoded.
 
     Args:
         file: stands where the header ends.
         ds: the header.
-        path: of the file.
         wanted: bytes of uncompressed pixels.
 
     Raises:
@@ -73,7 +72,7 @@ def check_pixels(file: BinaryIO, ds: Dataset, path: str, wanted: int) -> None:
         raise QuarantineError(Reason.TRUNCATED)
     (length,) = struct.unpack_from(order + "I", head, 8 if explicit else 4)
     start = file.tell() - len(head) + (12 if explicit else 8)
-    left = Path(path).stat().st_size - start
+    left = file.seek(0, os.SEEK_END) - start
     if syntax.is_compressed:
         file.seek(start)
         if length != 0xFFFFFFFF or not _encoded_as(file, str(syntax)):

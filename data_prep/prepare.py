@@ -2,67 +2,39 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
 import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections import deque
+from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from data_prep import deid
+from data_prep.beside import SUMMARY, next_number
+from data_prep.catalogue import Catalogue
 from data_prep.convert import converter
-from data_prep.headers import Header, silence_pydicom
-from data_prep.inventory import Inventory, take_inventory
-from data_prep.keys import Keyring, default_key_file, is_placeholder, open_keyring, write_link_table
-from data_prep.ledger import NO_SPACE, Entry, Reason, Tally
+from data_prep.headers import silence_pydicom
+from data_prep.inventory import Inventory, kind_of, take_inventory
+from data_prep.keys import Keyring, Restricted, default_key_file, open_keyring
+from data_prep.ledger import NO_SPACE, Reason
 from data_prep.persons import Persons, read_persons
-from data_prep.pool import Workers
+from data_prep.pool import Workers, open_workers
+from data_prep.publication import publish_dataset
+from data_prep.remote import is_url
 from data_prep.shards import ShardBuilder, ShardStore
 from data_prep.sources import private_folder
 from data_prep.study import StudyJob, guarded_study, lost_study
-from data_prep.summary import PrepareSummary, count_reasons
-from data_prep.tables import Linked, file_hash, label_values, link, read_table
+from data_prep.summary import PrepareSummary
+from data_prep.tables import Linked, label_values, link, read_table
+from data_prep.task import VERSION, Inputs, Plan, fingerprint, hash_settings, make_plan
 from fm.config.errors import UserError
 from fm.config.prepare import PrepareConfig, UnknownReports
-from fm.data.index import MANIFEST, Manifest, dataset_hash, open_store, publish, write_index
-
-VERSION = "2"
-"""Version of the preparation; recorded in the manifest."""
-SUMMARY = "prepare.json"
-QUARANTINE = "quarantine.jsonl"
-log = logging.getLogger(__name__)
-
-
-@dataclass(kw_only=True, slots=True)
-class _Inputs:
-    """Everything one preparation works with."""
-
-    out: str
-    config: PrepareConfig
-    keyring: Keyring
-    key_file: Path
-    inventory: Inventory
-    reports: Linked
-    labels: Linked
-    persons: Persons
-    fingerprint: str
-
-    @property
-    def link_table(self) -> Path:
-        """The restricted table, beside the key."""
-        return self.key_file.with_name(f"{self.key_file.name}-links-{self.keyring.item(self.out)[:8]}.csv")
-
-    def patient(self, headers: Sequence[Header]) -> str:
-        """Pseudonym of a study's patient."""
-        return self.persons.pseudonym(headers, self.keyring)
+from fm.data.index import MANIFEST, Manifest, open_store
 
 
 def prepare(
@@ -70,17 +42,20 @@ def prepare(
 ) -> PrepareSummary:
     """Prepare a folder of DICOM; run again with the same arguments it goes on where it stopped, or returns at once.
 
-    The dataset in `out` (shards, ``samples.parquet``, ``manifest.json``, ``quarantine.jsonl``, ``prepare.json``) holds
-    keyed ids only. The secret key and the table from ids to paths lie outside it, readable by their owner alone.
+    Where `out` holds a dataset of the same settings and key already, the studies that are new are appended to it.
+
+    The dataset in `out` (shards, ``samples.parquet``, ``manifest.json``, ``ledger.jsonl``, ``quarantine.jsonl``,
+    ``prepare.json``) holds keyed ids only. The secret key, the headers that were read and the table from ids to paths
+    lie outside it, readable by their owner alone.
 
     Args:
-        input: local folder, searched through all subfolders and zip archives; one zip archive; a
-            DICOMDIR; or a tree of NIfTI files (prepare.source).
+        input: folder or its URL, searched through all subfolders and zip archives; one zip archive; a DICOMDIR; or a
+            local tree of NIfTI files (prepare.source).
         reports: CSV or JSONL with study_uid or accession, patient_id, text; None: images only.
         labels: CSV with study_uid or accession, and the columns of `config.labels`; None: none.
         out: folder or URL of the dataset.
         config: how to prepare.
-        workers: processes.
+        workers: processes, or Slurm jobs.
 
     Raises:
         UserError: no DICOM, a missing file, nothing that could be used, a full disk, `out` holds another dataset, or
@@ -88,7 +63,8 @@ def prepare(
     """
     silence_pydicom()
     binary = converter()
-    if not os.path.exists(input):
+    source = input.removeprefix("file://")
+    if not is_url(source) and not os.path.exists(source):
         raise UserError(f"input={input} is not a folder, a zip archive or a DICOMDIR: it does not exist")
     for name, path in (("reports", reports), ("labels", labels)):
         if path is not None and not os.path.isfile(path):
@@ -96,28 +72,36 @@ def prepare(
     open_store(out)
     key_file = Path(config.key_file) if config.key_file else default_key_file(out)
     keyring = open_keyring(key_file, out)
+    restricted = Restricted(key_file, keyring.item(out)[:8])
+    restricted.refuse_pending()
     persons = read_persons(config.link_file, config.site)
-    unpacked = key_file.with_name(f"{key_file.name}-unpacked-{keyring.item(out)[:8]}")
+    kind = kind_of(source, config.source)
     with (
-        private_folder(unpacked) as scratch,
-        Workers(workers, config.memory_limit_gib) as pool,
+        closing(Catalogue(restricted.catalogue, f"{kind.value} {VERSION}", keyring)) as catalogue,
+        private_folder(restricted.unpacked) as scratch,
+        open_workers(config, workers, restricted.cluster) as pool,
         _progress() as bar,
     ):
         task = bar.add_task("reading headers", total=None)
-        inventory = take_inventory(input, config.source, scratch, keyring, pool, lambda files: bar.advance(task, files))
+        inventory = take_inventory(source, kind, scratch, catalogue, pool, lambda files: bar.advance(task, files))
         bar.update(task, total=inventory.files, completed=inventory.files)
-        inputs = _Inputs(
+        settings = hash_settings(config, keyring)
+        inputs = Inputs(
             out=out,
+            source=source,
             config=config,
             keyring=keyring,
-            key_file=key_file,
+            restricted=restricted,
+            catalogue=catalogue,
             inventory=inventory,
             reports=_linked(reports, "report", ("patient_id", "text"), inventory, keyring, persons),
             labels=_linked(labels, "label", (), inventory, keyring, persons),
             persons=persons,
-            fingerprint=_fingerprint(inventory, reports, labels, config, keyring),
+            settings=settings,
+            fingerprint=fingerprint(catalogue, reports, labels, settings, keyring),
         )
-        summary = _finished(inputs) or _make(inputs, binary, pool, bar)
+        base = _base(inputs)
+        summary = _standing(inputs, base) or _make(inputs, base, binary, pool, bar)
     if summary.unknown_reports and config.unknown_reports == UnknownReports.refuse:
         raise UserError(
             f"{len(summary.unknown_reports)} of the reports name a study that is not in the input (first: row "
@@ -125,19 +109,6 @@ def prepare(
             "set prepare.unknown_reports=allow"
         )
     return summary
-
-
-def split_patients(patients: Sequence[str], fraction: float, seed: int, keyring: Keyring) -> dict[str, str]:
-    """'test' for the first share of the patients in keyed order, 'train' for the rest.
-
-    The share is met exactly (rounded; at least one patient on each side where there are two and a share is wanted),
-    and the order depends on key, seed and pseudonyms alone.
-    """
-    order = sorted(set(patients), key=lambda patient: keyring.digest("split", str(seed), patient))
-    held = round(fraction * len(order))
-    if fraction > 0 and len(order) > 1:
-        held = min(max(held, 1), len(order) - 1)
-    return {patient: "test" if rank < held else "train" for rank, patient in enumerate(order)}
 
 
 def _progress() -> Progress:
@@ -159,49 +130,61 @@ def _linked(
     return link(read_table(path, f"{kind}s", needs), inventory.studies, keyring, kind, persons)
 
 
-def _fingerprint(
-    inventory: Inventory, reports: str | None, labels: str | None, config: PrepareConfig, keyring: Keyring
-) -> str:
-    """Keyed hash of everything that decides the output; the state of another fingerprint is not continued."""
-    digest = hashlib.sha256()
-    for _, headers in sorted(inventory.studies.items()):
-        for header in headers:
-            status = os.stat(header.path)
-            name = inventory.names[header.path]
-            digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
-    settings = asdict(config)
-    for irrelevant in ("key_file", "memory_limit_gib", "convert_timeout_s", "unknown_reports", "link_file"):
-        settings.pop(irrelevant)
-    tables = (file_hash(table) for table in (reports, labels, config.link_file or None))
-    parts = (digest.hexdigest(), *tables, json.dumps(settings, sort_keys=True), VERSION, deid.VERSION)
-    return keyring.digest("fingerprint", *parts)
+def _base(inputs: Inputs) -> Manifest | None:
+    """The dataset that stands in `out`.
 
-
-def _finished(inputs: _Inputs) -> PrepareSummary | None:
-    """The summary of a finished run of the same inputs and settings; None where `out` is free or unfinished."""
+    Raises:
+        UserError: it was made with another key, other settings or another version.
+    """
     fs, root = open_store(inputs.out)
+    fs.invalidate_cache()
     if not fs.exists(f"{root}/{MANIFEST}"):
         return None
     manifest = Manifest.open(inputs.out)
-    if manifest.versions.get("input") != inputs.fingerprint:
+    if manifest.versions.get("settings") != inputs.settings:
         raise UserError(
-            f"out={inputs.out} holds another dataset ({manifest.dataset_id}); choose a new folder, or remove that one"
+            f"out={inputs.out} holds another dataset ({manifest.dataset_id}), made with another key or other settings; "
+            "choose a new folder, or remove that one"
         )
-    log.info("%s is already prepared", inputs.out)
-    return PrepareSummary.from_json(fs.cat_file(f"{root}/{SUMMARY}"), inputs.out, str(inputs.link_table))
+    return manifest
 
 
-def _make(inputs: _Inputs, binary: str, pool: Workers, bar: Progress) -> PrepareSummary:
-    """Convert, shard and publish."""
+def _standing(inputs: Inputs, base: Manifest | None) -> PrepareSummary | None:
+    """The summary of a finished run of the same inputs; None where there is something to do."""
+    if base is None or base.versions.get("input") != inputs.fingerprint:
+        return None
+    print(f"{inputs.out} is already prepared", file=sys.stderr)
+    return _summary_of(inputs)
+
+
+def _summary_of(inputs: Inputs) -> PrepareSummary:
     fs, root = open_store(inputs.out)
-    if "file" in fs.protocol:
-        work = Path(root) / ".work"
-    else:
-        work = inputs.key_file.with_name(f"{inputs.key_file.name}-work-{inputs.keyring.item(inputs.out)[:8]}")
-    store = ShardStore(inputs.out, work, inputs.fingerprint)
+    return PrepareSummary.from_json(fs.cat_file(f"{root}/{SUMMARY}"), inputs.out, str(inputs.restricted.links))
+
+
+def _make(inputs: Inputs, base: Manifest | None, binary: str, pool: Workers, bar: Progress) -> PrepareSummary:
+    """Convert, shard and publish."""
+    plan = make_plan(inputs, base)
+    if base is not None and not plan.new:
+        if plan.changed:
+            raise UserError(
+                f"out={inputs.out} holds all studies of the input already, {plan.changed} of them from other files, "
+                "reports or labels: what stands is not changed; choose a new out"
+            )
+        print(f"{inputs.out} holds all studies of the input already", file=sys.stderr)
+        return _summary_of(inputs)
+    fs, root = open_store(inputs.out)
+    work = Path(root) / ".work" if "file" in fs.protocol else inputs.restricted.work
+    mark = (inputs.fingerprint, "" if base is None else base.dataset_id, *sorted(inputs.restricted.withdrawn()))
+    store = ShardStore(
+        inputs.out,
+        work,
+        inputs.keyring.digest("work", *mark),
+        first=0 if base is None else next_number(base.shards),
+    )
     try:
-        _convert_all(store, _jobs(inputs, binary), pool, inputs.config, bar)
-        summary = _publish(store, inputs)
+        _convert_all(store, inputs, plan, binary, pool, bar)
+        summary = publish_dataset(store, inputs, plan)
     except OSError as err:
         if err.errno in NO_SPACE:
             raise UserError(store.full()) from err
@@ -210,15 +193,19 @@ def _make(inputs: _Inputs, binary: str, pool: Workers, bar: Progress) -> Prepare
     return summary
 
 
-def _jobs(inputs: _Inputs, binary: str) -> dict[str, StudyJob]:
-    """Jobs by study key, in key order."""
-    jobs: dict[str, StudyJob] = {}
-    for uid, headers in inputs.inventory.studies.items():
+def _jobs(
+    inputs: Inputs, plan: Plan, done: set[str], binary: str, under_way: deque[tuple[int, str]]
+) -> Iterator[StudyJob]:
+    """The studies that no finished shard accounts for, in key order; `under_way` gets their files and sources."""
+    for key, uid in plan.new:
+        if key in done:
+            continue
+        headers = inputs.inventory.studies[uid]
         report = inputs.reports.by_study.get(uid)
-        key = inputs.keyring.study(uid)
-        jobs[key] = StudyJob(
+        under_way.append((len(headers), inputs.study_source(uid, headers)))
+        yield StudyJob(
             key=key,
-            patient=inputs.patient(headers),
+            patient=inputs.persons.pseudonym(headers, inputs.keyring),
             headers=headers,
             report=None if report is None else report["text"],
             report_item=inputs.reports.items.get(uid, ""),
@@ -227,106 +214,25 @@ def _jobs(inputs: _Inputs, binary: str) -> dict[str, StudyJob]:
             config=inputs.config,
             binary=binary,
         )
-    return dict(sorted(jobs.items()))
 
 
-def _convert_all(
-    store: ShardStore, jobs: Mapping[str, StudyJob], pool: Workers, config: PrepareConfig, bar: Progress
-) -> None:
+def _convert_all(store: ShardStore, inputs: Inputs, plan: Plan, binary: str, pool: Workers, bar: Progress) -> None:
     """Process the studies that no finished shard accounts for."""
     done = store.resume()
-    open_jobs = [job for key, job in jobs.items() if key not in done]
     if done:
         print(f"going on after {len(done)} studies in {len(store.shards)} finished shards", file=sys.stderr)
-    builder = ShardBuilder(store, config.shard_mib * 2**20)
-    task = bar.add_task("converting studies", total=len(jobs), completed=len(jobs) - len(open_jobs))
+    builder = ShardBuilder(store, inputs.config.shard_mib * 2**20)
+    task = bar.add_task("converting studies", total=len(plan.new), completed=len(done))
     told = time.monotonic()
-    for result in pool.ordered(guarded_study, open_jobs, partial(lost_study, reason=Reason.WORKER_DIED)):
-        builder.add(result)
+    under_way: deque[tuple[int, str]] = deque()
+    jobs = _jobs(inputs, plan, done, binary, under_way)
+    for result in pool.ordered(guarded_study, jobs, partial(lost_study, reason=Reason.WORKER_DIED)):
+        files, source = under_way.popleft()
+        if result.tally.files != files:
+            raise AssertionError(f"{files} files of a study went in, {result.tally.files} are accounted for")
+        builder.add(result, source)
         bar.advance(task)
         if bar.disable and time.monotonic() - told > 10:
             told = time.monotonic()
-            print(f"converted {int(bar.tasks[task].completed)} of {len(jobs)} studies", file=sys.stderr, flush=True)
+            print(f"converted {int(bar.tasks[task].completed)} of {len(plan.new)} studies", file=sys.stderr, flush=True)
     builder.finish()
-
-
-def _publish(store: ShardStore, inputs: _Inputs) -> PrepareSummary:
-    """Write link table, quarantine, summary and index; the manifest comes last and makes the dataset."""
-    tally = store.tally
-    tally.add(inputs.inventory.tally)
-    if tally.files != inputs.inventory.files:
-        raise AssertionError(f"{inputs.inventory.files} files went in, {tally.files} are accounted for")
-    fs, root = open_store(inputs.out)
-    write_link_table(inputs.link_table, [*inputs.inventory.sources, *_study_links(inputs)])
-    entries = [*tally.entries, *inputs.reports.entries, *inputs.labels.entries]
-    lines = "".join(json.dumps(entry.as_json(), sort_keys=True) + "\n" for entry in entries)
-    publish(fs, f"{root}/{QUARANTINE}", lines.encode())
-    samples = store.samples
-    if not samples:
-        raise UserError(
-            f"nothing could be prepared: {tally.quarantined_files} files are quarantined, see {inputs.out}/{QUARANTINE}"
-        )
-    config = inputs.config
-    splits = split_patients([s.patient for s in samples], config.test_fraction, config.split_seed, inputs.keyring)
-    for sample in samples:
-        sample.split = splits[sample.patient]
-    summary = _summarise(store, inputs, tally, entries)
-    publish(fs, f"{root}/{SUMMARY}", summary.to_json())
-    versions = {
-        "prepare": VERSION,
-        "deidentification": deid.VERSION,
-        "confidentiality_options": deid.CONFIDENTIALITY_OPTIONS,
-        "input": store.fingerprint,
-    }
-    write_index(inputs.out, store.shards, samples, versions)
-    return summary
-
-
-def _summarise(store: ShardStore, inputs: _Inputs, tally: Tally, entries: Sequence[Entry]) -> PrepareSummary:
-    samples = store.samples
-    rows = inputs.labels.by_study.values()
-    return PrepareSummary(
-        dataset_id=dataset_hash(store.shards, samples),
-        out=inputs.out,
-        files=inputs.inventory.files,
-        used=tally.used,
-        excluded=dict(sorted(tally.excluded.items())),
-        quarantined=count_reasons(entries),
-        studies=len(samples),
-        patients=len({sample.patient for sample in samples}),
-        series=tally.series,
-        volumes=tally.volumes,
-        members=tally.members,
-        missing_slices=tally.invalid_slices,
-        shards=len(store.shards),
-        splits={word: sum(s.split == word for s in samples) for word in ("train", "test")},
-        contrasts=dict(sorted(tally.contrasts.items())),
-        reports=store.reports,
-        refused_reports=count_reasons(entries, "report"),
-        labelled=len(inputs.labels.by_study),
-        refused_labels=sum(label_values(row, inputs.config.labels)[1] for row in rows),
-        unlinked_labels=len(inputs.labels.unknown_rows),
-        unknown_reports=inputs.reports.unknown_rows,
-        placeholder_patients=sum(
-            is_placeholder(headers[0].identity.patient_id) for headers in inputs.inventory.studies.values()
-        ),
-        linked_patients=_linked_patients(inputs),
-        link_table=str(inputs.link_table),
-    )
-
-
-def _linked_patients(inputs: _Inputs) -> int:
-    """Pseudonyms that join several patient numbers."""
-    numbers: dict[str, set[tuple[str, str]]] = {}
-    for headers in inputs.inventory.studies.values():
-        identity = headers[0].identity
-        if not is_placeholder(identity.patient_id):
-            numbers.setdefault(inputs.patient(headers), set()).add((identity.issuer, identity.patient_id))
-    return sum(len(found) > 1 for found in numbers.values())
-
-
-def _study_links(inputs: _Inputs) -> Iterator[tuple[str, str, str]]:
-    """Rows of the link table for studies and patients."""
-    for uid, headers in sorted(inputs.inventory.studies.items()):
-        yield inputs.keyring.study(uid), "study", uid
-        yield inputs.patient(headers), "patient", headers[0].identity.patient_id

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 import webdataset
 
-from data_prep.ledger import Tally
+from data_prep.ledger import Account
 from data_prep.study import StudyResult
 from fm.config.errors import UserError
 from fm.data.index import Member, Sample, Shard, open_store
@@ -32,19 +32,25 @@ class Settled:
     shard: Shard | None
     """None where nothing was left of any of them."""
     samples: list[Sample]
-    studies: list[str]
-    tally: Tally
-    reports: int = 0
+    accounts: list[Account]
 
 
 @dataclass(slots=True)
 class ShardStore:
-    """The output folder and the state of the run, which lies in `work` until the dataset is complete."""
+    """The output folder and the state of the run, which lies in `work` until the dataset is complete.
+
+    What was settled is read from its files when asked for: memory holds the names of shards and studies alone.
+    """
 
     out: str
     work: Path
     fingerprint: str
-    settled: list[Settled] = field(default_factory=list)
+    first: int = 0
+    """Number of the first shard: those before it stand already."""
+    shards: list[Shard] = field(default_factory=list)
+    """All finished shards of this run, in order."""
+    states: int = 0
+    """Finished state files."""
 
     def resume(self) -> set[str]:
         """Take over what an earlier run of the same inputs and settings finished; returns its study keys.
@@ -56,17 +62,20 @@ class ShardStore:
         if not mark.exists() or mark.read_text() != self.fingerprint:
             shutil.rmtree(self.work)
             self.work.mkdir(parents=True)
-            _write(mark, self.fingerprint.encode())
+            write_file(mark, self.fingerprint.encode())
+        done: set[str] = set()
         for path in sorted(self.work.glob("state-*.json")):
             found = _read_state(path)
             if found is None or not self._stands(found.shard):
                 break
-            self.settled.append(found)
-        for stale in sorted(self.work.glob("state-*.json"))[len(self.settled) :]:
+            done.update(account.study for account in found.accounts)
+            self.shards += [found.shard] if found.shard is not None else []
+            self.states += 1
+        for stale in sorted(self.work.glob("state-*.json"))[self.states :]:
             stale.unlink()
-        return {key for settled in self.settled for key in settled.studies}
+        return done
 
-    def close(self, temporary: Path | None, results: Sequence[StudyResult]) -> None:
+    def close(self, temporary: Path | None, accounts: Sequence[Account]) -> None:
         """Publish a shard (None: nothing was written) and settle its studies.
 
         Raises:
@@ -75,47 +84,27 @@ class ShardStore:
         shard: Shard | None = None
         samples: list[Sample] = []
         if temporary is not None:
-            number = sum(settled.shard is not None for settled in self.settled)
-            name = f"shard-{number:06d}.tar"
+            name = f"shard-{self.first + len(self.shards):06d}.tar"
             with temporary.open("rb") as stream:
                 shard, samples = scan_shard(stream, name)
-            self._publish(temporary, name)
-        tally = Tally()
-        for result in results:
-            tally.add(result.tally)
-        settled = Settled(
-            shard=shard,
-            samples=samples,
-            studies=[result.key for result in results],
-            tally=tally,
-            reports=sum(result.has_report for result in results),
-        )
-        path = self.work / f"state-{len(self.settled):06d}.json"
-        _write(path, json.dumps(_plain(settled), sort_keys=True).encode())
-        self.settled.append(settled)
+            publish_file(self.out, temporary, name)
+        settled = Settled(shard=shard, samples=samples, accounts=list(accounts))
+        path = self.work / f"state-{self.states:06d}.json"
+        write_file(path, json.dumps(_plain(settled), sort_keys=True).encode())
+        self.states += 1
+        self.shards += [shard] if shard is not None else []
 
-    @property
-    def samples(self) -> list[Sample]:
-        """Rows of all finished shards, in order."""
-        return [sample for settled in self.settled for sample in settled.samples]
+    def settled(self) -> Iterator[Settled]:
+        """What was settled, in order.
 
-    @property
-    def shards(self) -> list[Shard]:
-        """All finished shards, in order."""
-        return [settled.shard for settled in self.settled if settled.shard is not None]
-
-    @property
-    def tally(self) -> Tally:
-        """The account of all settled studies."""
-        total = Tally()
-        for settled in self.settled:
-            total.add(settled.tally)
-        return total
-
-    @property
-    def reports(self) -> int:
-        """Studies with a report."""
-        return sum(settled.reports for settled in self.settled)
+        Raises:
+            UserError: a state file was changed or removed under the run.
+        """
+        for number in range(self.states):
+            found = _read_state(self.work / f"state-{number:06d}.json")
+            if found is None:
+                raise UserError(f"{self.work} was changed while fm prepare ran; run the same command again")
+            yield found
 
     def full(self) -> str:
         """What to say when the disk is full."""
@@ -123,14 +112,6 @@ class ShardStore:
             f"the disk is full while writing {self.out}: {len(self.shards)} finished shards are kept; free some space "
             "and run the same command again, it goes on"
         )
-
-    def _publish(self, temporary: Path, name: str) -> None:
-        fs, root = open_store(self.out)
-        if "file" in fs.protocol:
-            os.replace(temporary, Path(root) / name)
-            return
-        fs.put_file(str(temporary), f"{root}/{name}")
-        temporary.unlink()
 
     def _stands(self, shard: Shard | None) -> bool:
         if shard is None:
@@ -144,19 +125,33 @@ class ShardStore:
         return found == shard
 
 
+def publish_file(out: str, temporary: Path, name: str) -> None:
+    """Move a finished file into the output, whole or not at all."""
+    fs, root = open_store(out)
+    if "file" in fs.protocol:
+        os.replace(temporary, Path(root) / name)
+        return
+    fs.put_file(str(temporary), f"{root}/{name}")
+    temporary.unlink()
+
+
 class ShardBuilder:
     """Collects results in order and closes a shard once it is large enough."""
 
     def __init__(self, store: ShardStore, shard_bytes: int) -> None:
         self.store = store
         self.shard_bytes = shard_bytes
-        self._results: list[StudyResult] = []
+        self._accounts: list[Account] = []
         self._temporary = self.store.work / "shard.tmp"
         self._file: BinaryIO | None = None
         self._writer: Any = None
 
-    def add(self, result: StudyResult) -> None:
+    def add(self, result: StudyResult, source: str) -> None:
         """Append one study.
+
+        Args:
+            result: what became of it.
+            source: keyed hash of what it was made from.
 
         Raises:
             OSError: the disk is full.
@@ -169,10 +164,14 @@ class ShardBuilder:
                     self._writer = webdataset.TarWriter(self._file, user="", group="", mtime=0, encoder=False)
                 self._writer.write({"__key__": result.key, **result.members})
         size = self._file.tell() if self._file is not None else 0
-        # what has been written carries no members any more: only the account of it is kept
-        self._results.append(
-            StudyResult(
-                key=result.key, patient=result.patient, members={}, tally=result.tally, has_report=result.has_report
+        self._accounts.append(
+            Account(
+                study=result.key,
+                patient=result.patient,
+                source=source,
+                tally=result.tally,
+                members=bool(result.members),
+                report=result.has_report,
             )
         )
         if size >= self.shard_bytes:
@@ -184,7 +183,7 @@ class ShardBuilder:
         Raises:
             OSError: the disk is full.
         """
-        if not self._results:
+        if not self._accounts:
             return
         if self._file is not None:
             with self._abandoning():
@@ -192,8 +191,8 @@ class ShardBuilder:
                 self._file.flush()
                 os.fsync(self._file.fileno())
                 self._file.close()
-        self.store.close(self._temporary if self._file is not None else None, self._results)
-        self._results, self._file, self._writer = [], None, None
+        self.store.close(self._temporary if self._file is not None else None, self._accounts)
+        self._accounts, self._file, self._writer = [], None, None
 
     @contextlib.contextmanager
     def _abandoning(self) -> Iterator[None]:
@@ -208,7 +207,8 @@ class ShardBuilder:
             raise
 
 
-def _write(path: Path, payload: bytes) -> None:
+def write_file(path: Path, payload: bytes) -> None:
+    """Write a file of this machine, whole or not at all, and wait until it is on the disk."""
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("wb") as file:
         file.write(payload)
@@ -221,9 +221,7 @@ def _plain(settled: Settled) -> dict[str, Any]:
     return {
         "shard": None if settled.shard is None else asdict(settled.shard),
         "samples": [asdict(sample) for sample in settled.samples],
-        "studies": settled.studies,
-        "tally": settled.tally.as_json(),
-        "reports": settled.reports,
+        "accounts": [account.as_json() for account in settled.accounts],
     }
 
 
@@ -236,9 +234,7 @@ def _read_state(path: Path) -> Settled | None:
                 Sample(**{**row, "members": {name: Member(**m) for name, m in row["members"].items()}})
                 for row in raw["samples"]
             ],
-            studies=list(raw["studies"]),
-            tally=Tally.from_json(raw["tally"]),
-            reports=int(raw["reports"]),
+            accounts=[Account.from_json(account) for account in raw["accounts"]],
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None

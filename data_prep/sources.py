@@ -1,4 +1,4 @@
-"""Where the files of an input lie: folders, zip archives (also those inside folders), and what a DICOMDIR lists.
+"""Where the files of an input lie: folders here or at a URL, zip archives (also in folders), what a DICOMDIR lists.
 
 Members of an archive are written under numbers of our own into a private folder, never under their own names.
 """
@@ -9,35 +9,24 @@ import contextlib
 import os
 import shutil
 import stat
-import time
 import zipfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import pydicom
 
+from data_prep.found import SUFFIXES, Found
 from data_prep.ledger import Reason, Rule
+from data_prep.remote import is_url, open_url, walk_url
 from fm.config.errors import UserError
 
 MAX_MEMBER_BYTES = 2**31
 _SUSPICIOUS_BYTES = 2**26
 _SUSPICIOUS_RATIO = 200
 """A member larger than the first that grows more than the second is a bomb; pictures of nothing stay smaller."""
-_SUFFIXES = (".dcm", ".ima", ".dic", ".dicom", ".mr")
-
-
-@dataclass(kw_only=True, slots=True)
-class Found:
-    """One file of the input."""
-
-    path: str
-    """Where it can be read."""
-    name: str
-    """Where it lies in the input; ``archive.zip!/member`` in an archive."""
-    problem: Rule | Reason | None = None
-    """Why it cannot be an image; None where it must be looked at."""
 
 
 @contextlib.contextmanager
@@ -54,21 +43,27 @@ def find_files(source: str, scratch: Path | None) -> Iterator[Found]:
     """Every file of an input, in name order.
 
     Args:
-        source: folder, zip archive, or DICOMDIR.
+        source: folder, zip archive, or DICOMDIR; or the URL of a folder or zip archive.
         scratch: where members of archives are written; None: archives are files like others.
 
     Raises:
-        UserError: the input is none of these, or the disk has no room for its archives.
+        UserError: the input is none of these, cannot be reached, or the disk has no room for its archives.
     """
-    if os.path.isdir(source):
-        for path, problem in walk(source):
-            name = os.path.relpath(path, source)
-            if problem is None and scratch is not None and path.lower().endswith(".zip"):
-                yield from _unpacked(path, name, scratch)
+    if is_url(source):
+        for found in walk_url(source):
+            if scratch is not None and found.name.lower().endswith(".zip"):
+                with open_url(found.path) as stream:
+                    yield from _unpacked(stream, found, scratch)
             else:
-                yield Found(path=path, name=name, problem=problem)
+                yield found
+    elif os.path.isdir(source):
+        for found in walk(source):
+            if found.problem is None and scratch is not None and found.path.lower().endswith(".zip"):
+                yield from _unpacked(found.path, found, scratch)
+            else:
+                yield found
     elif scratch is not None and zipfile.is_zipfile(source):
-        yield from _unpacked(source, os.path.basename(source), scratch)
+        yield from _unpacked(source, _found(source, os.path.basename(source)), scratch)
     elif os.path.isfile(source) and os.path.basename(source).upper() == "DICOMDIR":
         yield from _listed(source)
     else:
@@ -77,10 +72,10 @@ def find_files(source: str, scratch: Path | None) -> Iterator[Found]:
         )
 
 
-def walk(folder: str) -> Iterator[tuple[str, Rule | Reason | None]]:
+def walk(folder: str) -> Iterator[Found]:
     """Every file below `folder` in name order, with the reason where it cannot be a readable file.
 
-    Linked folders are entered once each, so loops end.
+    Linked folders are entered once each, so loops end. One folder's names are held at a time.
     """
     seen: set[tuple[int, int]] = set()
     pending = [folder]
@@ -93,28 +88,37 @@ def walk(folder: str) -> Iterator[tuple[str, Rule | Reason | None]]:
             seen.add((status.st_dev, status.st_ino))
             entries = sorted(os.scandir(here), key=lambda entry: entry.name)
         except OSError:
-            yield here, Reason.UNREADABLE
+            yield Found(path=here, name=os.path.relpath(here, folder), problem=Reason.UNREADABLE)
             continue
         folders: list[str] = []
         for entry in entries:
             try:
-                mode = entry.stat().st_mode
+                is_folder = stat.S_ISDIR(entry.stat().st_mode)
             except OSError:
-                yield entry.path, Reason.UNREADABLE
-                continue
-            if stat.S_ISDIR(mode):
+                is_folder = False
+            if is_folder:
                 folders.append(entry.path)
             else:
-                yield entry.path, None if stat.S_ISREG(mode) else Rule.NOT_A_FILE
+                yield _found(entry.path, os.path.relpath(entry.path, folder))
         pending.extend(reversed(folders))
 
 
-def _unpacked(archive: str, name: str, scratch: Path) -> Iterator[Found]:
+def _found(path: str, name: str) -> Found:
+    """A file of this machine, as it is now."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return Found(path=path, name=name, problem=Reason.UNREADABLE)
+    problem = None if stat.S_ISREG(status.st_mode) else Rule.NOT_A_FILE
+    return Found(path=path, name=name, problem=problem, size=status.st_size, stamp=str(status.st_mtime_ns))
+
+
+def _unpacked(archive: str | IO[bytes], whole: Found, scratch: Path) -> Iterator[Found]:
     """The archive itself, and each of its members."""
     try:
         opened = zipfile.ZipFile(archive)
     except (OSError, zipfile.BadZipFile):
-        yield Found(path=archive, name=name, problem=Reason.BAD_ARCHIVE)
+        yield replace(whole, problem=Reason.BAD_ARCHIVE)
         return
     with opened:
         members = [info for info in opened.infolist() if not info.is_dir()]
@@ -123,12 +127,17 @@ def _unpacked(archive: str, name: str, scratch: Path) -> Iterator[Found]:
         os.chmod(scratch, 0o700)
         if sum(info.file_size for info in members if _refused(info) is None) > shutil.disk_usage(folder).free:
             raise UserError(f"no room to unpack an archive of the input beside the key ({scratch.parent}): free some")
-        yield Found(path=archive, name=name, problem=Rule.ARCHIVE)
+        yield replace(whole, problem=Rule.ARCHIVE)
         for number, info in enumerate(members):
             suffix = Path(info.filename).suffix.lower()
-            target = folder / f"{number:06d}{suffix if suffix in _SUFFIXES else ''}"
-            problem = _refused(info) or _extract(opened, info, target)
-            yield Found(path=str(target), name=f"{name}!/{info.filename}", problem=problem)
+            target = folder / f"{number:06d}{suffix if suffix in SUFFIXES else ''}"
+            yield Found(
+                path=str(target),
+                name=f"{whole.name}!/{info.filename}",
+                problem=_refused(info) or _extract(opened, info, target),
+                size=info.file_size,
+                stamp=f"{info.CRC:08x}",
+            )
 
 
 def _refused(info: zipfile.ZipInfo) -> Rule | Reason | None:
@@ -149,9 +158,6 @@ def _extract(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> R
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError):
         target.unlink(missing_ok=True)
         return Reason.BAD_ARCHIVE
-    # the time of the member, so that unpacking again is no change of the input
-    when = time.mktime((*info.date_time, 0, 0, -1))
-    os.utime(target, (when, when))
     return None
 
 
@@ -173,7 +179,7 @@ def _listed(dicomdir: str) -> Iterator[Found]:
         seen.add(name)
         outside = any(part in ("", ".", "..") or "/" in part or os.sep in part for part in parts)
         path = None if outside else _on_disk(root, parts)
-        yield Found(path=path or "", name=name, problem=None if path is not None else Reason.UNREADABLE)
+        yield _found(path or "", name)
 
 
 def _on_disk(root: str, parts: list[str]) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -17,8 +18,10 @@ from data_prep.convert import Volume, convert
 from data_prep.headers import Header, Scan
 from data_prep.keys import Keyring
 from data_prep.ledger import NO_SPACE, Entry, QuarantineError, Reason, Rule, Tally
+from data_prep.limits import TookTooLong, time_limit
 from data_prep.nifti import load_nifti
 from data_prep.normalise import encode_series
+from data_prep.remote import fetched
 from data_prep.sequences import is_localizer, recognise
 from data_prep.stacks import Stack, drop_duplicates, shell_of, split_series
 from data_prep.text import clean_report
@@ -81,6 +84,7 @@ class _Sample:
     names: Counter[str] = field(default_factory=Counter)
     frames: dict[str, int] = field(default_factory=dict)
     regions: Counter[str] = field(default_factory=Counter)
+    report: Report | None = None
     agent_on_every_series: bool = False
     """Several series, all with an agent tag: it was filled for all of them."""
 
@@ -93,9 +97,14 @@ class _Sample:
 def guarded_study(job: StudyJob) -> StudyResult:
     """Process a study; whatever goes wrong in it costs that study alone (a full disk stops the run)."""
     try:
-        return process_study(job)
+        with time_limit(job.config.study_timeout_s), tempfile.TemporaryDirectory(prefix="fm-fetch-") as folder:
+            return process_study(replace(job, headers=fetched(job.headers, Path(folder))))
     except MemoryError:
         return lost_study(job, Reason.OUT_OF_MEMORY)
+    except TookTooLong:
+        return lost_study(job, Reason.STUDY_TIMEOUT)
+    except UserError:
+        raise
     except Exception as err:
         if isinstance(err, OSError) and err.errno in NO_SPACE:
             raise UserError(
@@ -119,7 +128,7 @@ def lost_study(job: StudyJob, reason: Reason) -> StudyResult:
 
 
 def process_study(job: StudyJob) -> StudyResult:
-    """Convert, recognise, normalise and de-identify one study.
+    """Convert, recognise, normalise and de-identify one study, step by step.
 
     A series that fails is quarantined and the others go on; a study of which no series is left gives no members.
 
@@ -127,11 +136,34 @@ def process_study(job: StudyJob) -> StudyResult:
         OSError: no space left for temporary files.
     """
     sample = _Sample(job=job)
+    for step in _STEPS:
+        step(sample)
+    if not sample.series:
+        return StudyResult(key=job.key, patient=job.patient, members={}, tally=sample.tally)
+    identity = job.headers[0].identity
+    meta = StudyMeta(
+        key=job.key,
+        patient=job.patient,
+        region=_commonest(sample.regions),
+        series=sample.series,
+        age=deid.age(identity),
+        sex=deid.sex(identity),
+        report=sample.report,
+        labels=job.labels,
+    )
+    members = {"json": to_json(meta), **sample.members}
+    return StudyResult(
+        key=job.key, patient=job.patient, members=members, tally=sample.tally, has_report=sample.report is not None
+    )
+
+
+def _add_images(sample: _Sample) -> None:
+    """Every series of the study, stack by stack."""
     by_series: dict[str, list[Header]] = {}
-    for header in job.headers:
+    for header in sample.job.headers:
         by_series.setdefault(header.series_uid, []).append(header)
-    # Series number and instance time order series as acquired; the UID only breaks ties, so that names are stable
     sample.agent_on_every_series = len(by_series) > 1 and all(part[0].scan.agent for part in by_series.values())
+    # Series number and instance time order series as acquired; the UID only breaks ties, so that names are stable
     ordered = sorted(by_series.items(), key=lambda item: (item[1][0].scan.series_number, item[0]))
     for uid, headers in ordered:
         if is_localizer(headers):
@@ -143,24 +175,6 @@ def process_study(job: StudyJob) -> StudyResult:
             if converted is not None:
                 _store(sample, converted)
         sample.tally.series += len(sample.series) > before
-    report = _report(sample)
-    if not sample.series:
-        return StudyResult(key=job.key, patient=job.patient, members={}, tally=sample.tally)
-    identity = job.headers[0].identity
-    meta = StudyMeta(
-        key=job.key,
-        patient=job.patient,
-        region=_commonest(sample.regions),
-        series=sample.series,
-        age=deid.age(identity),
-        sex=deid.sex(identity),
-        report=report,
-        labels=job.labels,
-    )
-    members = {"json": to_json(meta), **sample.members}
-    return StudyResult(
-        key=job.key, patient=job.patient, members=members, tally=sample.tally, has_report=report is not None
-    )
 
 
 def _stacks(sample: _Sample, uid: str, headers: Sequence[Header]) -> list[Stack]:
@@ -266,17 +280,21 @@ def _name(sample: _Sample, contrast: Contrast, agent: Agent, b_value: float | No
     return base if count == 1 else f"{base}_{count}"
 
 
-def _report(sample: _Sample) -> Report | None:
+def _add_report(sample: _Sample) -> None:
+    """The study's report, de-identified."""
     job = sample.job
     if job.report is None:
-        return None
+        return
     identities = list(dict.fromkeys(header.identity for header in job.headers))
     try:
-        return clean_report(job.report, identities, job.config.report_max_chars, job.config.report_sections)
+        sample.report = clean_report(job.report, identities, job.config.report_max_chars, job.config.report_sections)
     except QuarantineError as err:
         entry = Entry(item=job.report_item, kind="report", reason=err.reason, study=job.key)
         sample.tally.entries.append(entry)
-        return None
+
+
+_STEPS = (_add_images, _add_report)
+"""What is done for each study, in order; a step adds to the sample and to its account."""
 
 
 def _commonest(regions: Counter[str]) -> str:

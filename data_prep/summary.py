@@ -56,6 +56,8 @@ class PrepareSummary:
     """Studies whose PatientID names nobody: each counts as a patient of its own."""
     linked_patients: int = 0
     """Patients whom the link file joined from several numbers."""
+    changed_studies: int = 0
+    """Studies that stood already and come from other files, report or labels now: they stay as they were."""
     link_table: str = ""
     """The restricted table from keyed ids to paths and UIDs."""
 
@@ -68,6 +70,8 @@ class PrepareSummary:
                 f"{self.placeholder_patients} studies without a patient number (empty, *** and the like): each counts "
                 "as a patient of its own"
             )
+        if self.changed_studies:
+            flagged.append(f"{self.changed_studies} studies changed since they were prepared: they stay as they were")
         return "\n".join(
             (
                 f"{self.files} files: {self.used} used, {_total(self.excluded)} excluded, "

@@ -22,6 +22,9 @@ PHANTOM_LABELS = (
     "findings",
 )
 
+LOCAL, SLURM = "local", "slurm"
+"""Values of `cluster` that are no address."""
+
 REPORT_SECTIONS = ("findings", "impression", "technique", "history")
 
 
@@ -114,6 +117,21 @@ class PrepareConfig:
     """Longest conversion of one series."""
     memory_limit_gib: float = 16.0
     """Address space of one worker process; a file that needs more is quarantined."""
+    study_timeout_s: float = 1800.0
+    """Longest work on one study, which is quarantined beyond it."""
+    cluster: str = LOCAL
+    """Where the workers run: `local` (Dask's on this machine; a lone one without Dask), `slurm` (jobs of one process,
+    through dask-jobqueue), or the address of a Dask scheduler, tcp:// or tls://, whose workers see the same files."""
+    studies_in_flight: int = 4
+    """Studies under way at once for each worker, the finished ones that wait for their turn included: bounds memory."""
+    worker_retries: int = 1
+    """How often a study whose worker was killed is tried again, alone, before it is quarantined."""
+    slurm_partition: str = ""
+    """Partition of Slurm workers; empty: Slurm's default."""
+    slurm_account: str = ""
+    """Account of Slurm workers; empty: Slurm's default."""
+    slurm_walltime: str = "24:00:00"
+    """Time limit of each Slurm worker."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -130,6 +148,14 @@ class PrepareConfig:
             ("shard_mib", self.shard_mib),
             ("convert_timeout_s", self.convert_timeout_s),
             ("memory_limit_gib", self.memory_limit_gib),
+            ("study_timeout_s", self.study_timeout_s),
+            ("studies_in_flight", self.studies_in_flight),
         ):
             if value <= 0:
                 raise ConfigError(f"prepare.{name}={value}: a number above 0 is needed")
+        if self.worker_retries < 0:
+            raise ConfigError(f"prepare.worker_retries={self.worker_retries}: zero or more is needed")
+        if self.cluster not in (LOCAL, SLURM) and not self.cluster.startswith(("tcp://", "tls://")):
+            raise ConfigError(
+                f"prepare.cluster={self.cluster}: choose {LOCAL}, {SLURM}, or a scheduler's address like tcp://host:8786"
+            )

@@ -61,21 +61,38 @@ class PrepareJob:
     plain_form: ClassVar[str] = "fm prepare input=DIR reports=FILE out=URL"
 
     input: str = "???"
-    """Folder of DICOM files, searched through all its subfolders and zip archives; a zip archive; a DICOMDIR; or a
-    BIDS tree."""
+    """Folder of DICOM files or its URL (s3://, gs://, az://), searched through all its subfolders and zip archives; a
+    zip archive; a DICOMDIR; or a BIDS tree."""
     reports: str | None = None
     """CSV or JSONL with study_uid or accession, patient_id, text; null: images only."""
     labels: str | None = None
     """CSV with study_uid or accession, and one column per label; null: none."""
     out: str = "???"
-    """Folder or URL of the shards; run the command again to go on where it stopped."""
+    """Folder or URL of the shards; run the command again to go on where it stopped, or with more studies in `input` to
+    append them."""
     workers: int = 0
-    """Processes; 0: one per CPU core."""
+    """Processes, or Slurm jobs; 0: one per CPU core."""
     prepare: PrepareConfig
 
     def __post_init__(self) -> None:
         """Refuse a negative count."""
         _at_least("workers", self.workers, 0)
+
+
+@dataclass(kw_only=True, slots=True)
+class WithdrawJob:
+    """Remove a patient who withdrew consent from prepared shards; only those that held the patient are rewritten."""
+
+    plain_form: ClassVar[str] = "fm withdraw url=URL patient=ID"
+
+    url: str = "???"
+    """Folder or URL of the shards."""
+    patient: str = "???"
+    """Pseudonym of the patient, or the patient's number as the headers give it."""
+    key_file: str = ""
+    """File of the secret key; empty: <url>.key/secret beside the shards."""
+    site: str = ""
+    """Namespace of patient numbers, where prepare.site was set."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -409,6 +426,7 @@ JOBS: dict[str, type] = {
     "index": IndexJob,
     "verify": VerifyJob,
     "inspect": InspectJob,
+    "withdraw": WithdrawJob,
     "pretrain": PretrainJob,
     "export": ExportJob,
     "evaluate": EvaluateJob,

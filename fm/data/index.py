@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,11 @@ __all__ = [
     "MANIFEST",
     "SAMPLES",
     "DatasetError",
+    "History",
     "Manifest",
     "Member",
     "Sample",
+    "SampleTable",
     "Shard",
     "dataset_hash",
     "open_store",
@@ -43,6 +45,7 @@ MANIFEST = "manifest.json"
 SAMPLES = "samples.parquet"
 FORMAT = 1
 _SHARD = re.compile(r"[A-Za-z0-9_-]+\.tar")
+_TABLE = re.compile(r"samples(-\d{1,6})?\.parquet")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -53,6 +56,25 @@ class Shard:
     sha256: str
     bytes: int
     samples: int
+
+
+@dataclass(kw_only=True, slots=True)
+class History:
+    """How a dataset came from those before it; empty for one that was made at once."""
+
+    parents: list[str] = field(default_factory=list)
+    """Dataset ids, the oldest first."""
+    changes: list[dict[str, Any]] = field(default_factory=list)
+    """What was done to each parent: kind (append, withdraw), studies, shards."""
+    samples: str = SAMPLES
+    """Name of the table: one of its own for each of the chain, so that the manifest alone switches between them."""
+
+    def after(self, dataset_id: str, change: Mapping[str, Any]) -> History:
+        """The history of the dataset that a change makes of `dataset_id`."""
+        parents = [*self.parents, dataset_id]
+        return History(
+            parents=parents, changes=[*self.changes, dict(change)], samples=f"samples-{len(parents)}.parquet"
+        )
 
 
 class Manifest:
@@ -66,12 +88,14 @@ class Manifest:
         samples: SampleTable,
         versions: dict[str, str],
         access: Access | None = None,
+        history: History | None = None,
     ) -> None:
         self.url = url
         self.dataset_id = dataset_id
         self.shards = shards
         self.samples = samples
         self.versions = versions
+        self.history = history or History()
         self.store = Store(url, access or Access(), {shard.name: shard.sha256 for shard in shards})
         self._last: Sample | None = None
 
@@ -94,22 +118,30 @@ class Manifest:
             table_info = raw["samples"]
             dataset_id, versions = str(raw["dataset_id"]), dict(raw["versions"])
             expected = (int(table_info["bytes"]), str(table_info["sha256"]))
+            name = str(table_info.get("file", SAMPLES))
+            history = History(
+                parents=[str(parent) for parent in raw.get("parents", [])],
+                changes=[dict(change) for change in raw.get("changes", [])],
+                samples=name,
+            )
+            if not _TABLE.fullmatch(name):
+                raise ValueError(f"samples in {name[:80]!r}")
         except (KeyError, TypeError, ValueError) as err:
             raise DatasetError(f"{url}/{MANIFEST} is damaged ({err}); make the index again") from None
-        payload = _whole(store, SAMPLES)
+        payload = _whole(store, name)
         if (len(payload), hashlib.sha256(payload).hexdigest()) != expected:
-            raise DatasetError(f"{url}/{SAMPLES} is not the one {MANIFEST} names; make the index again")
+            raise DatasetError(f"{url}/{name} is not the one {MANIFEST} names; make the index again")
         try:
             samples = SampleTable.from_parquet(payload)
         except (pa.ArrowException, ValueError, TypeError, KeyError) as err:
-            raise DatasetError(f"{url}/{SAMPLES} is damaged ({type(err).__name__}); make the index again") from None
+            raise DatasetError(f"{url}/{name} is damaged ({type(err).__name__}); make the index again") from None
         del payload
         _check_counts(url, shards, samples)
         _check_files(store, shards, samples)
         check_splits(url, samples)
         if dataset_id != dataset_hash(shards, samples):
             raise DatasetError(f"{url}/{MANIFEST}: the dataset id does not fit the contents; make the index again")
-        return cls(url, dataset_id, shards, samples, versions, access)
+        return cls(url, dataset_id, shards, samples, versions, access, history)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -122,7 +154,7 @@ class Manifest:
     def select(self, split: str | None = None, region: str | None = None) -> Manifest:
         """The studies of one split and region, same dataset id; None takes all."""
         kept = self.samples.where(split=split, region=region)
-        return Manifest(self.url, self.dataset_id, self.shards, kept, self.versions, self.store.access)
+        return Manifest(self.url, self.dataset_id, self.shards, kept, self.versions, self.store.access, self.history)
 
     def key(self, row: int) -> str:
         """Key of the study in a row."""
@@ -190,6 +222,7 @@ def write_index(
     shards: Sequence[Shard],
     samples: Sequence[Sample],
     versions: Mapping[str, str],
+    history: History | None = None,
 ) -> str:
     """Write ``samples.parquet`` and then ``manifest.json`` beside shards that already stand at `url`.
 
@@ -198,6 +231,7 @@ def write_index(
         shards: in name order, from :func:`fm.data.verify.scan_shard`.
         samples: rows in shard order, their splits filled in.
         versions: versions of code, config and de-identification rules.
+        history: of a dataset that came from another.
 
     Returns:
         The dataset id: a hash of shard contents, keys and splits; equal contents give equal ids, wherever they lie.
@@ -212,19 +246,22 @@ def write_index(
     fs, root = open_store(url)
     table = rows.to_parquet()
     dataset_id = dataset_hash(shards, rows)
-    manifest = {
+    history = history or History()
+    manifest: dict[str, Any] = {
         "format": FORMAT,
         "dataset_id": dataset_id,
         "shards": [asdict(shard) for shard in shards],
         "samples": {
-            "file": SAMPLES,
+            "file": history.samples,
             "rows": len(samples),
             "bytes": len(table),
             "sha256": hashlib.sha256(table).hexdigest(),
         },
         "versions": dict(versions),
     }
-    publish(fs, f"{root}/{SAMPLES}", table)
+    if history.parents:
+        manifest |= {"parents": history.parents, "changes": history.changes}
+    publish(fs, f"{root}/{history.samples}", table)
     publish(fs, f"{root}/{MANIFEST}", (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
     return dataset_id
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, overload
 
@@ -74,6 +74,18 @@ class SampleTable(Sequence[Sample]):
             for s in samples
         ]
         return cls(pa.Table.from_pylist(rows, schema=_SCHEMA))
+
+    @classmethod
+    def join(cls, tables: Sequence[SampleTable]) -> SampleTable:
+        """The rows of several tables, one after another."""
+        plain = [pa.table([table._plain(name) for name in _SCHEMA.names], schema=_SCHEMA) for table in tables]
+        return cls(pa.concat_tables(plain or [_SCHEMA.empty_table()]))
+
+    def with_splits(self, splits: Mapping[str, str]) -> SampleTable:
+        """The same rows, each in the split of its patient."""
+        words = pa.array([splits[patient] for patient in self.column("patient").to_pylist()], type=pa.string())
+        at = _SCHEMA.get_field_index("split")
+        return SampleTable(self.table.set_column(at, _SCHEMA.field(at), words))
 
     @classmethod
     def from_parquet(cls, payload: bytes) -> SampleTable:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import gzip
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from data_prep.study import StudyJob, StudyResult, process_study
 from fm.config.prepare import PrepareConfig
 
 NICOM = Path(nibabel.__file__).parent / "nicom" / "tests" / "data"
+STUDIES = tuple("abcdef")
+"""Of the `archive`."""
 MR_IMAGE = "1.2.840.10008.5.1.4.1.1.4"
 
 
@@ -119,6 +122,24 @@ def make_series(tmp_path: Path) -> MakeSeries:
         return files
 
     return make
+
+
+@pytest.fixture
+def archive(make_series: MakeSeries, tmp_path: Path) -> Path:
+    """Six small studies of five patients under ``in``, with reports and labels beside it."""
+    with (
+        (tmp_path / "reports.csv").open("w", newline="") as one,
+        (tmp_path / "labels.csv").open("w", newline="") as two,
+    ):
+        reports, labels = csv.writer(one), csv.writer(two)
+        reports.writerow(("study_uid", "accession", "patient_id", "text"))
+        labels.writerow(("study_uid", "lesion", "lesion_side", "remark"))
+        for number, name in enumerate(STUDIES):
+            patient = f"P{min(number, 4)}000"
+            make_series(folder=f"in/{name}", study=name, patient=patient, volume=head(seed=number))
+            reports.writerow((uid(name), "", patient, f"FINDINGS: Lesion {number}, Dr. Thornton.\nIMPRESSION: Seen."))
+            labels.writerow((uid(name), number % 2, "left", "free text"))
+    return tmp_path
 
 
 def edit(path: Path, **changes: Any) -> None:

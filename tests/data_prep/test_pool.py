@@ -6,7 +6,7 @@ import os
 import resource
 import signal
 
-from data_prep.pool import Workers
+from data_prep.pool import Processes
 
 
 def work(job: int) -> int:
@@ -24,11 +24,11 @@ def address_space(job: int) -> int:
 
 
 def test_results_come_in_order_and_a_killer_costs_only_itself() -> None:
-    with Workers(2, 16) as pool:
+    with Processes(2, 16) as pool:
         assert list(pool.ordered(work, range(9), gave_up)) == [0, 10, 20, -3, 40, 50, 60, 70, 80]
         assert list(pool.ordered(work, [5], gave_up)) == [50]
 
 
 def test_memory_is_bounded() -> None:
-    with Workers(1, 2.5) as pool:
+    with Processes(1, 2.5) as pool:
         assert list(pool.ordered(address_space, [0], gave_up)) == [int(2.5 * 2**30)]
