@@ -160,7 +160,7 @@ def draw(found: dict[str, list[Found]], path: Path) -> None:
                   "attention study encoder alone": [f["attention_s"] for f in study_],
                   "gated pooling alone": [f["gated_pool_s"] for f in study_]}, "series of a study", "CPU s"),
         (STUDIES, {"open the manifest": [f["open_cpu_s"] for f in index_],
-                   "order an epoch": [f["shuffled_epoch_s"] for f in index_]}, "studies of a dataset", "CPU s"),
+                   "order an epoch, by the clock": [f["shuffled_epoch_s"] for f in index_]}, "studies of a dataset", "CPU s"),
         (TOKENS, {"above the model": [f["mb"] for f in encoder_]}, "tokens of a series", "memory, MB"),
         (SERIES, {"encoder and pooling": [1e3 * f["whole_s"] / n for n, f in zip(SERIES, study_, strict=True)]},
          "series of a study", "CPU ms a series"),
@@ -172,7 +172,8 @@ def draw(found: dict[str, list[Found]], path: Path) -> None:
         for (name, values), colour in zip(lines.items(), ("#0072b2", "#d55e00", "#009e73"), strict=False):
             panel.plot(sizes, values, "o-", color=colour, label=name, markersize=4)
         first = next(iter(lines.values()))
-        panel.plot(sizes, [first[0] * n / sizes[0] for n in sizes], ":", color="#9aa5b1", label="in proportion")
+        if title or up == "memory, MB":
+            panel.plot(sizes, [first[0] * n / sizes[0] for n in sizes], ":", color="#9aa5b1", label="in proportion")
         panel.set(xscale="log", yscale="log", xlabel=across, ylabel=up, title=title)
         panel.set_xticks(sizes, [f"{n:,}" for n in sizes])
         panel.set_xticks([], minor=True)
