@@ -6,6 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from fm.batch import PackedTokens
 from fm.data.views import SeriesView
@@ -22,11 +25,9 @@ def pack(views: Sequence[SeriesView], studies: Sequence[int], patch_size: int) -
     lengths = [len(view.patches) for view in views]
     offsets = torch.zeros(len(views) + 1, dtype=torch.int64)
     offsets[1:] = torch.tensor(lengths, dtype=torch.int64).cumsum(0)
-    patches = np.concatenate([np.zeros((0, patch_size), np.float32), *(view.patches for view in views)])
-    position = np.concatenate([np.zeros((0, 3), np.float32), *(view.position_mm for view in views)])
     return PackedTokens(
-        patches_TP=torch.from_numpy(patches),
-        position_T3=torch.from_numpy(position),
+        patches_TP=_joined([view.patches for view in views], patch_size),
+        position_T3=_joined([view.position_mm for view in views], 3),
         offsets_S1=offsets,
         contrast_S=torch.tensor([view.contrast for view in views], dtype=torch.int64),
         plane_S=torch.tensor([view.plane for view in views], dtype=torch.int64),
@@ -34,3 +35,14 @@ def pack(views: Sequence[SeriesView], studies: Sequence[int], patch_size: int) -
         step_S33=torch.tensor(np.array([view.step_mm for view in views]), dtype=torch.float32).reshape(-1, 3, 3),
         study_S=torch.tensor(list(studies), dtype=torch.int64),
     )
+
+
+def _joined(parts: Sequence[NDArray[np.float32]], width: int) -> Tensor:
+    """(rows, width) float32; in a loader process in memory that is shared with training, as torch's own collation."""
+    shape = (sum(len(part) for part in parts), width)
+    joined = torch.empty(shape)
+    if shape[0] and get_worker_info() is not None:
+        joined = torch.empty(0).set_(torch.UntypedStorage._new_shared(4 * shape[0] * width), 0, shape)
+    if parts:
+        np.concatenate(parts, out=joined.numpy())
+    return joined
