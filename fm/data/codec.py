@@ -99,8 +99,8 @@ def encode_codes(stored: NDArray[Any]) -> bytes:
     chunks = tuple(min(c, n) for c, n in zip(_CHUNK, stored.shape, strict=True))
     blocks = tuple(min(b, c) for b, c in zip(_BLOCK, chunks, strict=True))
     blosc2.set_nthreads(1)
-    # Measured on the development heads: against LZ4 after bitshuffle, 15 % smaller, crops decode in two thirds of the
-    # time, and writing takes six times as long (140 MB/s); Zstd is 15 % smaller still and takes twice as long to decode.
+    # On real heads, against LZ4 after bitshuffle in blocks of (4, 64, 64): 15 % smaller, crops decode in 0.7 of the
+    # time, and writing takes six times as long (140 MB/s). Zstd is smaller still and decodes in twice the time.
     width = stored.dtype.itemsize
     plane = blosc2.Filter.BITSHUFFLE if width == 1 else blosc2.Filter.SHUFFLE
     cparams = blosc2.CParams(codec=blosc2.Codec.LZ4HC, clevel=5, filters=[plane], typesize=width, nthreads=1)

@@ -176,15 +176,13 @@ def reach(series: SeriesMeta, lattice: Lattice, draws: Sequence[Draw]) -> Box:
     """The box of voxels that `draws` read, within the foreground box."""
     start, stop = series.foreground
     size = tuple(b - a for a, b in zip(start, stop, strict=True))
-    spans = [_spans(series.spacing_mm, ((0, 0, 0), (size[0], size[1], size[2])), lattice, draw) for draw in draws]
+    spans = [spans_of(series.spacing_mm, ((0, 0, 0), (size[0], size[1], size[2])), lattice, draw) for draw in draws]
     low = [min(span[axis].lo for span in spans) for axis in range(3)]
     high = [max(span[axis].hi for span in spans) for axis in range(3)]
     return (low[0], low[1], low[2]), (high[0], high[1], high[2])
 
 
-def image_of(
-    series: SeriesMeta, payload: bytes | memoryview, lattice: Lattice, draws: Sequence[Draw]
-) -> SeriesImage:
+def image_of(series: SeriesMeta, payload: bytes | memoryview, lattice: Lattice, draws: Sequence[Draw]) -> SeriesImage:
     """The foreground box of a series as a grid, of which only what `draws` read is decompressed.
 
     Crops of it are, bit for bit, those of the whole.
@@ -209,7 +207,7 @@ def view(image: SeriesImage, lattice: Lattice, draw: Draw, rng: np.random.Genera
 
 def crop(image: SeriesImage, lattice: Lattice, draw: Draw) -> SeriesView:
     """All tissue tokens of a crop, by `draw`'s start, stop, shift, spacing and gamma alone: what resampling costs."""
-    spans = _spans(image.spacing_mm, image.foreground, lattice, draw)
+    spans = spans_of(image.spacing_mm, image.foreground, lattice, draw)
     window = tuple(slice(s.lo - start, s.hi - start) for s, start in zip(spans, image.start, strict=True))
     grid = resample(_looked_up(image.stored[window], _levels(image, draw)), _filters(image, spans))
     h, w, d = grid.shape[0], grid.shape[1], spans[0].patches
@@ -260,7 +258,8 @@ def retouch(cropped: SeriesView, draw: Draw, rng: np.random.Generator) -> Series
     return replace(cropped, patches=after.numpy(), position_mm=position)
 
 
-def _spans(spacing: tuple[float, float, float], box: Box, lattice: Lattice, draw: Draw) -> list[Span]:
+def spans_of(spacing: tuple[float, float, float], box: Box, lattice: Lattice, draw: Draw) -> list[Span]:
+    """Where the lattice of a draw lies on a grid of `spacing` mm whose foreground is `box`, along (D, H, W)."""
     factor = max(1, round(lattice.slice_spacing_mm / spacing[0]))
     steps = (float(factor), *(lattice.spacing_mm * draw.spacing_factor / mm for mm in spacing[1:]))
     spans = []
