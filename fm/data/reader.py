@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, get_worker_info
 from transformers import PreTrainedTokenizerFast
 
-from fm.batch import StudyBatch
-from fm.config.data import DataConfig, Order
+from fm.batch import Late, StudyBatch
+from fm.config.data import DataConfig, Order, Place
 from fm.config.errors import UserError
 from fm.data.collate import pack
 from fm.data.index import DatasetError, Manifest, parse_study
@@ -197,6 +197,7 @@ class StudyReader:
         self.seed = seed
         self.phrases = phrases
         self.crops = CropMemory(data.crop_memory_mb * 2**20 if data.crops_per_series else 0)
+        self.late = data.augment_on is Place.device
         self.together = 1
         """Micro-batches that are fetched at once."""
         self.seen = 0
@@ -282,7 +283,8 @@ class StudyReader:
         for row in chosen:
             cropped = self._crops(key, meta.series[row], visit, read)
             for name, drawn in views.items():
-                drawn.append(retouch(cropped[name], draw_view(data, rng, local=name.startswith("local")), rng))
+                draw = draw_view(data, rng, local=name.startswith("local"))
+                drawn.append(retouch(cropped[name], draw, rng, late=self.late))
         original = _diagnostic(meta)
         text = augment_text(original, data, rng) if original else ""
         return StudyViews(key=key, patient=meta.patient, views=views, text=text, original=original)
@@ -312,7 +314,7 @@ class StudyReader:
         missing = {name: draw for name, draw in draws.items() if name not in crops}
         image = image_of(series, read(key, f"{series.name}.b2"), self.lattice, list(missing.values()))
         for name, draw in missing.items():
-            cropped = crop(image, self.lattice, draw)
+            cropped = crop(image, self.lattice, draw, late=self.late)
             if self.data.crops_per_series:
                 # Half the memory; rounded whether it is kept or not, so that what fits in memory changes nothing.
                 cropped = replace(cropped, patches=cropped.patches.astype(np.float16))
@@ -323,10 +325,11 @@ class StudyReader:
     def collate(self, step: int, studies: Sequence[StudyViews]) -> StudyBatch:
         """Pack the studies of a micro-batch."""
         patch_size = int(np.prod(self.lattice.patch_voxels))
-        packs = {}
+        packs, late = {}, {}
         for name in view_names(self.data):
             rows = [(row, v) for row, study in enumerate(studies) if study.views for v in study.views[name]]
             packs[name] = pack([v for _, v in rows], [row for row, _ in rows], patch_size)
+            late[name] = [v.late or Late() for _, v in rows]
         return StudyBatch(
             step=step,
             keys=[study.key for study in studies],
@@ -334,6 +337,7 @@ class StudyReader:
             patient_B=torch.tensor([stable_hash(s.patient) if s.views else 0 for s in studies], dtype=torch.int64),
             views=packs,
             text=text_batch([s.text for s in studies], self.tokenizer, [s.original for s in studies], self.phrases),
+            late=late if self.late else {},
         )
 
     def _check(self) -> None:

@@ -7,7 +7,6 @@ whether air, padding or missing slices, never become tokens. No view is ever mir
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,11 +15,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fm.batch import Late
 from fm.config.data import DataConfig
 from fm.data.plan import keyed_rng
 from fm.data.resample import Filter, Span, filter_of, resample
 from fm.data.sample import Agent, Contrast, Plane, SeriesMeta
 from fm.data.scanner import Effects, apply_effects, draw_effects
+from fm.data.touch import NOISE_BANK, noise_bank, touch
 from fm.data.volume import SeriesImage, from_sample
 from fm.grid import Box, apply_affine
 
@@ -76,6 +77,8 @@ class SeriesView:
     contrast: int
     plane: int
     agent: int
+    late: Late | None = None
+    """What the patches still lack; None where they are done."""
 
 
 def lattice_of(data: DataConfig, patch_voxels: tuple[int, int, int]) -> Lattice:
@@ -205,8 +208,11 @@ def view(image: SeriesImage, lattice: Lattice, draw: Draw, rng: np.random.Genera
     return retouch(crop(image, lattice, draw), draw, rng)
 
 
-def crop(image: SeriesImage, lattice: Lattice, draw: Draw) -> SeriesView:
-    """All tissue tokens of a crop, by `draw`'s start, stop, shift, spacing and gamma alone: what resampling costs."""
+def crop(image: SeriesImage, lattice: Lattice, draw: Draw, *, late: bool = False) -> SeriesView:
+    """All tissue tokens of a crop, by `draw`'s start, stop, shift, spacing, gamma and effects: what resampling costs.
+
+    With `late`, a bias field that no other effect follows is only noted, for :func:`fm.data.touch.finish`.
+    """
     spans = spans_of(image.spacing_mm, image.foreground, lattice, draw)
     window = tuple(slice(s.lo - start, s.hi - start) for s, start in zip(spans, image.start, strict=True))
     grid = resample(_looked_up(image.stored[window], _levels(image, draw)), _filters(image, spans))
@@ -214,7 +220,8 @@ def crop(image: SeriesImage, lattice: Lattice, draw: Draw) -> SeriesView:
     patches = grid.reshape(h, w, d, -1)
     # Levels are doubled, so this is half the floor: a voxel at least half of which is tissue.
     tissue = (patches > _FLOOR).sum(axis=3, dtype=np.uint16).transpose(2, 0, 1) / patches.shape[3]
-    if draw.effects is not None:
+    later = late and draw.effects is not None and draw.effects.only_bias and patches.size < NOISE_BANK
+    if draw.effects is not None and not later:
         whole = grid.transpose(2, 0, 3, 1, 4)
         flat = whole.reshape(len(whole), h * grid.shape[3], -1)
         in_plane = (spans[1].step * image.spacing_mm[1], spans[2].step * image.spacing_mm[2])
@@ -234,27 +241,45 @@ def crop(image: SeriesImage, lattice: Lattice, draw: Draw) -> SeriesView:
         contrast=_CONTRASTS.index(image.contrast),
         plane=_PLANES.index(image.plane),
         agent=_AGENTS.index(image.agent),
+        late=_late_field(draw.effects, spans, np.stack(chosen, axis=1)) if later and draw.effects else None,
     )
 
 
-def retouch(cropped: SeriesView, draw: Draw, rng: np.random.Generator) -> SeriesView:
+def _late_field(effects: Effects, spans: list[Span], index: NDArray[np.int64]) -> Late:
+    """The bias field for patches at (n, 3) places of the lattice."""
+    d, h, w = (2 / max(1, span.patches * span.size - 1) for span in spans)
+    sizes = (spans[0].size, spans[1].size, spans[2].size)
+    corner = index * np.array(sizes) * (d, h, w) - 1
+    return Late(field_444=effects.bias, corner_T3=corner, pitch=(d, h, w), patch_voxels=sizes)
+
+
+def retouch(cropped: SeriesView, draw: Draw, rng: np.random.Generator, *, late: bool = False) -> SeriesView:
     """A crop with `draw`'s gain, noise, offset and dropped tokens: cheap beside drawing the crop; a copy.
 
     Args:
         cropped: from :func:`crop`; float16 patches will do.
         draw: the random choices.
         rng: for noise and for which tokens are kept.
+        late: whether gain and noise are only noted, for :func:`fm.data.touch.finish`.
     """
     total = len(cropped.patches)
     chosen: NDArray[np.int64] | slice = slice(None)
     if draw.keep < 1:
         chosen = np.sort(rng.permutation(total)[: max(1, round(draw.keep * total))])
-    # Air is −1, so the gain turns about it. In torch, which adds and multiplies in one go.
-    before = torch.from_numpy(cropped.patches[chosen]).float()
-    after = torch.add(torch.tensor(draw.gain - 1, dtype=torch.float32), before, alpha=draw.gain)
-    if draw.noise > 0:
-        after.view(-1).add_(torch.from_numpy(_noise(after.numel(), rng)), alpha=2 * draw.noise)
+    patches = torch.from_numpy(cropped.patches[chosen]).float()
     position = cropped.position_mm[chosen] + np.asarray(draw.offset_mm, dtype=np.float32)
+    noise, place, numbers = 2 * draw.noise, 0, noise_bank()
+    if noise > 0 and patches.numel() >= NOISE_BANK:
+        numbers = torch.from_numpy(rng.standard_normal(patches.numel(), dtype=np.float32))
+    elif noise > 0:
+        place = int(rng.integers(NOISE_BANK - patches.numel()))
+    if late and patches.numel() < NOISE_BANK:
+        known = cropped.late or Late()
+        todo = replace(known, gain=draw.gain, noise=noise, place=place)
+        if known.field_444 is not None:
+            todo = replace(todo, corner_T3=known.corner_T3[chosen])
+        return replace(cropped, patches=patches.numpy(), position_mm=position, late=todo)
+    after = touch(patches, draw.gain, noise, numbers[place:])
     return replace(cropped, patches=after.numpy(), position_mm=position)
 
 
@@ -306,17 +331,3 @@ def _looked_up(stored: NDArray[np.uint16 | np.uint8], levels: Float) -> Float:
     rows = torch.from_numpy(stored.astype(np.int32).ravel())
     found: Float = torch.from_numpy(levels).index_select(0, rows).numpy()
     return found.reshape(stored.shape)
-
-
-@functools.cache
-def _noise_bank() -> Float:
-    return np.random.default_rng(0).standard_normal(2**20, dtype=np.float32)
-
-
-def _noise(count: int, rng: np.random.Generator) -> Float:
-    """`count` normal numbers from a random place of a fixed bank: fresh ones cost more than the rest of a view."""
-    bank = _noise_bank()
-    if count >= bank.size:
-        return rng.standard_normal(count, dtype=np.float32)
-    start = int(rng.integers(bank.size - count))
-    return bank[start : start + count]

@@ -1,7 +1,7 @@
 """The benchmark's views from a whole volume: by fm's code, by torch's operators, and by MONAI's transforms.
 
 All three give the same tokens: the first bit for bit, the others to float rounding. Random choices and the noise that
-is added come from fm for all: numbers are not what is compared, and MONAI would draw fresh noise at eight times the cost.
+is added come from fm for all: drawing them is not what is compared, and MONAI would draw fresh noise at a higher cost.
 """
 
 from __future__ import annotations
