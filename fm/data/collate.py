@@ -6,28 +6,29 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from fm.batch import PackedTokens
+from fm.data.touch import complete
 from fm.data.views import SeriesView
 
 
-def pack(views: Sequence[SeriesView], studies: Sequence[int], patch_size: int) -> PackedTokens:
-    """Lay views end to end; no padding.
+def pack(views: Sequence[SeriesView], studies: Sequence[int], patch_size: int, *, late: bool = False) -> PackedTokens:
+    """Lay views end to end; no padding. What they still lack is done as they are laid.
 
     Args:
         views: one per series, in the order of their studies.
         studies: row of each view's study in the batch, ascending.
         patch_size: P, voxels per patch; says the width of a pack without any view.
+        late: whether to leave them as they are, for :func:`fm.data.touch.finish`.
     """
     lengths = [len(view.patches) for view in views]
     offsets = torch.zeros(len(views) + 1, dtype=torch.int64)
     offsets[1:] = torch.tensor(lengths, dtype=torch.int64).cumsum(0)
     return PackedTokens(
-        patches_TP=_joined([view.patches for view in views], patch_size),
-        position_T3=_joined([view.position_mm for view in views], 3),
+        patches_TP=_patches(views, patch_size, late),
+        position_T3=_positions(views),
         offsets_S1=offsets,
         contrast_S=torch.tensor([view.contrast for view in views], dtype=torch.int64),
         plane_S=torch.tensor([view.plane for view in views], dtype=torch.int64),
@@ -37,12 +38,27 @@ def pack(views: Sequence[SeriesView], studies: Sequence[int], patch_size: int) -
     )
 
 
-def _joined(parts: Sequence[NDArray[np.float32]], width: int) -> Tensor:
-    """(rows, width) float32; in a loader process in memory that is shared with training, as torch's own collation."""
-    shape = (sum(len(part) for part in parts), width)
-    joined = torch.empty(shape)
-    if shape[0] and get_worker_info() is not None:
-        joined = torch.empty(0).set_(torch.UntypedStorage._new_shared(4 * shape[0] * width), 0, shape)
-    if parts:
-        np.concatenate(parts, out=joined.numpy())
+def _patches(views: Sequence[SeriesView], width: int, late: bool) -> Tensor:
+    lengths = [len(view.patches) for view in views]
+    joined = _empty(sum(lengths), width)
+    for view, out in zip(views, joined.split(lengths) if views else (), strict=True):
+        patches = torch.from_numpy(view.patches)
+        if late or view.late is None:
+            out.copy_(patches)
+        else:
+            complete(patches.float(), view.late, out)
     return joined
+
+
+def _positions(views: Sequence[SeriesView]) -> Tensor:
+    joined = _empty(sum(len(view.position_mm) for view in views), 3)
+    if views:
+        np.concatenate([view.position_mm for view in views], out=joined.numpy())
+    return joined
+
+
+def _empty(rows: int, width: int) -> Tensor:
+    """(rows, width) float32; in a loader process in memory that is shared with training, as torch's own collation."""
+    if not rows or get_worker_info() is None:
+        return torch.empty(rows, width)
+    return torch.empty(0).set_(torch.UntypedStorage._new_shared(4 * rows * width), 0, (rows, width))

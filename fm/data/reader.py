@@ -284,7 +284,7 @@ class StudyReader:
             cropped = self._crops(key, meta.series[row], visit, read)
             for name, drawn in views.items():
                 draw = draw_view(data, rng, local=name.startswith("local"))
-                drawn.append(retouch(cropped[name], draw, rng, late=self.late))
+                drawn.append(retouch(cropped[name], draw, rng, late=True))
         original = _diagnostic(meta)
         text = augment_text(original, data, rng) if original else ""
         return StudyViews(key=key, patient=meta.patient, views=views, text=text, original=original)
@@ -328,7 +328,7 @@ class StudyReader:
         packs, late = {}, {}
         for name in view_names(self.data):
             rows = [(row, v) for row, study in enumerate(studies) if study.views for v in study.views[name]]
-            packs[name] = pack([v for _, v in rows], [row for row, _ in rows], patch_size)
+            packs[name] = pack([v for _, v in rows], [row for row, _ in rows], patch_size, late=self.late)
             late[name] = [v.late or Late() for _, v in rows]
         return StudyBatch(
             step=step,

@@ -24,9 +24,9 @@ def noise_bank(device: str = "cpu") -> Tensor:
     return torch.from_numpy(np.random.default_rng(0).standard_normal(NOISE_BANK, dtype=np.float32)).to(device)
 
 
-def touch(patches_TP: Tensor, gain: float, noise: float, numbers: Tensor) -> Tensor:
-    """Patches times `gain`, air (−1) staying air, plus `noise` times the first of the numbers; a copy."""
-    after = torch.add(patches_TP.new_tensor(gain - 1), patches_TP, alpha=gain)
+def touch(patches_TP: Tensor, gain: float, noise: float, numbers: Tensor, out: Tensor | None = None) -> Tensor:
+    """Patches times `gain`, air (−1) staying air, plus `noise` times the first of the numbers; a copy, or in `out`."""
+    after = torch.add(patches_TP.new_tensor(gain - 1), patches_TP, alpha=gain, out=out)
     if noise > 0:
         after.view(-1).add_(numbers[: after.numel()], alpha=noise)
     return after
@@ -41,11 +41,16 @@ def finish(batch: StudyBatch) -> StudyBatch:
 
 
 def _finished(view: PackedTokens, late: list[Late]) -> PackedTokens:
-    parts, bank = [], noise_bank(str(view.patches_TP.device))
-    for patches, todo in zip(view.patches_TP.split(view.lengths), late, strict=True):
-        fielded = patches if todo.field_444 is None else _with_field(patches, todo)
-        parts.append(touch(fielded, todo.gain, todo.noise, bank[todo.place :]))
-    return replace(view, patches_TP=torch.cat(parts)) if parts else view
+    done, lengths = torch.empty_like(view.patches_TP), view.lengths
+    for patches, out, todo in zip(view.patches_TP.split(lengths), done.split(lengths), late, strict=True):
+        complete(patches, todo, out)
+    return replace(view, patches_TP=done)
+
+
+def complete(patches_TP: Tensor, late: Late, out: Tensor) -> None:
+    """Write to `out` the patches of one sequence with what they lack."""
+    fielded = patches_TP if late.field_444 is None else _with_field(patches_TP, late)
+    touch(fielded, late.gain, late.noise, noise_bank(str(out.device))[late.place :], out)
 
 
 def _with_field(patches_TP: Tensor, late: Late) -> Tensor:

@@ -260,13 +260,13 @@ def retouch(cropped: SeriesView, draw: Draw, rng: np.random.Generator, *, late: 
         cropped: from :func:`crop`; float16 patches will do.
         draw: the random choices.
         rng: for noise and for which tokens are kept.
-        late: whether gain and noise are only noted, for :func:`fm.data.touch.finish`.
+        late: whether gain and noise are only noted, for :func:`fm.data.collate.pack` or :func:`fm.data.touch.finish`.
     """
     total = len(cropped.patches)
     chosen: NDArray[np.int64] | slice = slice(None)
     if draw.keep < 1:
         chosen = np.sort(rng.permutation(total)[: max(1, round(draw.keep * total))])
-    patches = torch.from_numpy(cropped.patches[chosen]).float()
+    patches = torch.from_numpy(cropped.patches[chosen])
     position = cropped.position_mm[chosen] + np.asarray(draw.offset_mm, dtype=np.float32)
     noise, place, numbers = 2 * draw.noise, 0, noise_bank()
     if noise > 0 and patches.numel() >= NOISE_BANK:
@@ -279,7 +279,7 @@ def retouch(cropped: SeriesView, draw: Draw, rng: np.random.Generator, *, late: 
         if known.field_444 is not None:
             todo = replace(todo, corner_T3=known.corner_T3[chosen])
         return replace(cropped, patches=patches.numpy(), position_mm=position, late=todo)
-    after = touch(patches, draw.gain, noise, numbers[place:])
+    after = touch(patches.float(), draw.gain, noise, numbers[place:])
     return replace(cropped, patches=after.numpy(), position_mm=position)
 
 

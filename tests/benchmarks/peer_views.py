@@ -49,7 +49,7 @@ class FmViews:
     def touched(self, key: str, visit: int, cropped: SeriesView) -> SeriesView:
         rng = keyed_rng(self.seed, visit, key)
         rng.permutation(1)  # of the study's one series
-        return retouch(cropped, draw_view(self.data, rng, local=False), rng)
+        return retouch(cropped, draw_view(self.data, rng, local=False), rng, late=True)  # done as the batch is laid
 
     def _image(self, meta: SeriesMeta, stored: NDArray[np.uint16], start: tuple[int, int, int]) -> SeriesImage:
         affine, centre = geometry(meta)
