@@ -61,4 +61,5 @@ def _empty(rows: int, width: int) -> Tensor:
     """(rows, width) float32; in a loader process in memory that is shared with training, as torch's own collation."""
     if not rows or get_worker_info() is None:
         return torch.empty(rows, width)
-    return torch.empty(0).set_(torch.UntypedStorage._new_shared(4 * rows * width), 0, (rows, width))
+    storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(4 * rows * width)
+    return torch.empty(0).set_(storage, 0, (rows, width), (width, 1))

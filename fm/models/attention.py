@@ -61,7 +61,8 @@ def reference_attention(q_THC: Tensor, k_THC: Tensor, v_THC: Tensor, pack: Pack)
 
 def _attention(q_THC: Tensor, k_THC: Tensor, v_THC: Tensor) -> Tensor:
     """Of one sequence."""
-    out = F.scaled_dot_product_attention(*(x.transpose(0, 1).unsqueeze(0) for x in (q_THC, k_THC, v_THC)))
+    q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q_THC, k_THC, v_THC))
+    out = F.scaled_dot_product_attention(q, k, v)
     return out.squeeze(0).transpose(0, 1)
 
 

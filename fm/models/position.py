@@ -41,7 +41,7 @@ def rotate(x_THC: Tensor, table: Tensor) -> Tensor:
 
     RoFormer, arXiv 2104.09864, per axis of space.
     """
-    out: Tensor = _Rotation.apply(x_THC, table)
+    out: Tensor = _Rotation.apply(x_THC, table)  # type: ignore[no-untyped-call]
     return out
 
 
