@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -96,6 +98,24 @@ class TextBatch:
 
 
 @dataclass(kw_only=True, slots=True)
+class Late:
+    """What the voxels of one sequence still lack: numbers of the loader, for :func:`fm.data.touch.finish`."""
+
+    gain: float = 1.0
+    noise: float = 0.0
+    """Standard deviation of what is added."""
+    place: int = 0
+    """Where in the bank of noise it begins."""
+    field_444: NDArray[np.float64] | None = None
+    """(4, 4, 4) coefficients of the bias field's logarithm; None without one."""
+    corner_T3: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 3)))
+    """(T, 3) place of each patch's first voxel within the crop, whose axes run from −1 to 1."""
+    pitch: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """From a voxel to the next, in the same units."""
+    patch_voxels: tuple[int, int, int] = (1, 1, 1)
+
+
+@dataclass(kw_only=True, slots=True)
 class StudyBatch:
     """One rank's share of a micro-batch of studies."""
 
@@ -110,6 +130,8 @@ class StudyBatch:
     views: dict[str, PackedTokens]
     """Named views, e.g. 'global_a', 'global_b', 'local'; all index the same B studies."""
     text: TextBatch
+    late: dict[str, list[Late]] = field(default_factory=dict)
+    """What each sequence of each view still lacks; empty where nothing is left to do."""
 
     @property
     def size(self) -> int:

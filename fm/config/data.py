@@ -26,6 +26,15 @@ class Sections(StrEnum):
     """One of the two, drawn anew for each visit: separate texts of the same study."""
 
 
+class Place(StrEnum):
+    """Where pointwise augmentation is computed."""
+
+    worker = "worker"
+    """By the loader."""
+    device = "device"
+    """Where the model is; the numbers are drawn by the loader, and the views are the same to float rounding."""
+
+
 @dataclass(kw_only=True, slots=True)
 class DataConfig:
     """How studies become batches. Lengths in mm of the patient, sizes in studies."""
@@ -109,6 +118,9 @@ class DataConfig:
     gamma: float = 0.3
     noise: float = 0.05
     """Largest standard deviation of added Gaussian noise, in units of the normalised range."""
+    augment_on: Place = Place.worker
+    """Where gain and noise are computed, and a bias field that no other effect follows. Gamma comes before resampling,
+    and the other effects mix neighbours: they stay with the loader. A view of 2²⁰ voxels or more does altogether."""
     effect_share: float = 0.5
     """Share of the crops that each of the effects below is put on, apart from the others; each is off by default."""
     bias_field: float = 0.0
@@ -136,6 +148,7 @@ class DataConfig:
         """Refuse values outside their range."""
         self.order = Order(self.order)
         self.report_sections = Sections(self.report_sections)
+        self.augment_on = Place(self.augment_on)
         for name, value in (
             ("global_batch_size", self.global_batch_size),
             ("micro_batch_size", self.micro_batch_size),

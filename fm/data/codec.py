@@ -25,11 +25,11 @@ MAX_VOXELS = 2**29
 MAX_CHUNK_BYTES = 2**26
 
 _CHUNK = (16, 128, 128)
-_BLOCK = (4, 64, 64)
+_BLOCK = (8, 32, 32)
 _DTYPES: dict[bytes, np.dtype[Any]] = {b"|u1": np.dtype("u1"), b"<u2": np.dtype("<u2")}
 _BUILT_IN_CODECS = range(0, 6)
 _PLAIN_FILTERS = {0, 1, 2}
-_HEADER_BYTES = 87
+_HEADER_BYTES, _LONGEST_HEADER = 87, 4096
 
 
 class CodecError(ValueError):
@@ -99,15 +99,16 @@ def encode_codes(stored: NDArray[Any]) -> bytes:
     chunks = tuple(min(c, n) for c, n in zip(_CHUNK, stored.shape, strict=True))
     blocks = tuple(min(b, c) for b, c in zip(_BLOCK, chunks, strict=True))
     blosc2.set_nthreads(1)
-    # LZ4 after bitshuffle decodes about twice as fast as Zstd and is 13 % larger; a volume is read once per epoch
-    cparams = blosc2.CParams(
-        codec=blosc2.Codec.LZ4, clevel=5, filters=[blosc2.Filter.BITSHUFFLE], typesize=stored.dtype.itemsize, nthreads=1
-    )
+    # On real heads, against LZ4 after bitshuffle in blocks of (4, 64, 64): 15 % smaller, crops decode in 0.7 of the
+    # time, and writing takes six times as long (140 MB/s). Zstd is smaller still and decodes in twice the time.
+    width = stored.dtype.itemsize
+    plane = blosc2.Filter.BITSHUFFLE if width == 1 else blosc2.Filter.SHUFFLE
+    cparams = blosc2.CParams(codec=blosc2.Codec.LZ4HC, clevel=5, filters=[plane], typesize=width, nthreads=1)
     array = blosc2.asarray(np.ascontiguousarray(stored), chunks=chunks, blocks=blocks, cparams=cparams)
     return bytes(array.to_cframe())
 
 
-def decode_volume(payload: bytes, box: tuple[slice, slice, slice] | None = None) -> NDArray[Any]:
+def decode_volume(payload: bytes | memoryview, box: tuple[slice, slice, slice] | None = None) -> NDArray[Any]:
     """Stored integers of a payload, or of the crop `box` alone (only its blocks are decompressed).
 
     Args:
@@ -124,21 +125,21 @@ def decode_volume(payload: bytes, box: tuple[slice, slice, slice] | None = None)
         array = blosc2.ndarray_from_cframe(payload)
         if tuple(array.shape) != info.shape or array.dtype != info.dtype:
             raise CodecError("the volume's frame contradicts its header")
-        return np.asarray(array[box] if box is not None else array[:])
+        return _part(array, box or tuple(slice(0, n) for n in info.shape))
     except CodecError:
         raise
     except Exception as err:  # the C library reports damage through many types
         raise CodecError(f"the volume does not decode: {type(err).__name__}") from err
 
 
-def read_header(payload: bytes) -> FrameInfo:
+def read_header(payload: bytes | memoryview) -> FrameInfo:
     """Shape and dtype of a payload, without decoding it.
 
     Raises:
         CodecError: not the frame of a plain uint8 or uint16 volume within the size limits.
     """
     try:
-        return _parse(payload)
+        return _parse(bytes(payload[:_LONGEST_HEADER]), len(payload))
     except (struct.error, IndexError) as err:
         raise CodecError("the volume's frame is cut short") from err
 
@@ -153,13 +154,23 @@ def _scaling(inside: NDArray[Any], top: int) -> tuple[float, float]:
     return max((high - offset) / top, float(np.finfo(np.float32).tiny)), offset
 
 
-def _parse(payload: bytes) -> FrameInfo:
-    if len(payload) < _HEADER_BYTES or payload[:10] != b"\x9e\xa8b2frame\x00":
+def _part(array: Any, box: tuple[slice, ...]) -> NDArray[Any]:
+    """``array[box]``, without what that does for every other kind of index: a tenth of the time of a crop."""
+    edges = [part.indices(n)[:2] for part, n in zip(box, array.shape, strict=True)]
+    found = np.empty([max(0, stop - start) for start, stop in edges], array.dtype)
+    if found.size:
+        array.get_slice_numpy(found, tuple(zip(*edges, strict=True)))
+    return found
+
+
+def _parse(payload: bytes, length: int) -> FrameInfo:
+    """Check the beginning of a frame of `length` bytes."""
+    if length < _HEADER_BYTES or payload[:10] != b"\x9e\xa8b2frame\x00":
         raise CodecError("the payload is not a blosc2 frame")
     (header_bytes,) = struct.unpack_from(">i", payload, 11)
     (frame_bytes,) = struct.unpack_from(">Q", payload, 16)
-    if frame_bytes != len(payload) or not _HEADER_BYTES <= header_bytes <= min(len(payload), 4096):
-        raise CodecError(f"the frame says {frame_bytes} bytes, the payload has {len(payload)}")
+    if frame_bytes != length or not _HEADER_BYTES <= header_bytes <= min(length, _LONGEST_HEADER):
+        raise CodecError(f"the frame says {frame_bytes} bytes, the payload has {length}")
     (nbytes,) = struct.unpack_from(">q", payload, 30)
     (type_bytes,) = struct.unpack_from(">i", payload, 48)
     (chunk_bytes,) = struct.unpack_from(">i", payload, 58)

@@ -186,7 +186,7 @@ class Manifest:
             raise DatasetError(f"{self.url}: study {key} has no member {member!r}; it has {sorted(sample.members)}")
         return Request(sample.shard, where, f"study {key}, member {member}")
 
-    def read(self, key: str, member: str) -> bytes:
+    def read(self, key: str, member: str) -> bytes | memoryview:
         """Bytes of one member of a study: one ranged read, checked by CRC-32.
 
         Raises:
@@ -205,13 +205,13 @@ class Manifest:
         return parse_study(key, self.read(key, "json"))
 
 
-def parse_study(key: str, payload: bytes) -> StudyMeta:
+def parse_study(key: str, payload: bytes | memoryview) -> StudyMeta:
     """A study's JSON member.
 
     Raises:
         SampleError: it breaks the shard contract, or is another study's.
     """
-    meta = from_json(payload)
+    meta = from_json(bytes(payload))
     if meta.key != key:
         raise SampleError(f"study {key}: its json member calls itself {meta.key}")
     return meta

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, get_worker_info
 from transformers import PreTrainedTokenizerFast
 
-from fm.batch import StudyBatch
-from fm.config.data import DataConfig, Order, Sections
+from fm.batch import Late, StudyBatch
+from fm.config.data import DataConfig, Order, Place, Sections
 from fm.config.errors import UserError
 from fm.data.collate import pack
 from fm.data.index import DatasetError, Manifest, parse_study
@@ -185,6 +185,7 @@ class StudyReader:
         self.seed = seed
         self.phrases = phrases
         self.crops = CropMemory(data.crop_memory_mb * 2**20 if data.crops_per_series else 0)
+        self.late = data.augment_on is Place.device
         self.together = 1
         """Micro-batches that are fetched at once."""
         self.seen = 0
@@ -264,7 +265,7 @@ class StudyReader:
         data, rng = self.data, keyed_rng(self.seed, visit, key)
         meta = parse_study(key, read(key, "json"))
         views: dict[str, list[SeriesView]] = {name: [] for name in view_names(data)}
-        for seen in self.see(meta, visit, read, rng):
+        for seen in self.see(meta, visit, read, rng, late=True):
             for name, view in seen.views.items():
                 views[name].append(view)
         original = _diagnostic(meta)
@@ -278,8 +279,13 @@ class StudyReader:
         present = [text for text in (meta.report.findings, meta.report.impression) if text]
         return present[int(keyed_rng(self.seed, "section", visit, meta.key).integers(len(present)))] if present else ""
 
-    def see(self, meta: StudyMeta, visit: int, read: Read, rng: np.random.Generator) -> Iterator[SeriesSeen]:
-        """The views of the drawn series of a study; `rng` is that of the study and its visit."""
+    def see(
+        self, meta: StudyMeta, visit: int, read: Read, rng: np.random.Generator, *, late: bool = False
+    ) -> Iterator[SeriesSeen]:
+        """The views of the drawn series of a study; `rng` is that of the study and its visit.
+
+        With `late`, gain and noise are only noted, for :func:`fm.data.collate.pack`.
+        """
         chosen = self._chosen(meta, visit, rng)
         if chosen.size == 0:
             raise SampleError(f"study {meta.key}: has no series")
@@ -293,7 +299,7 @@ class StudyReader:
                     place = (series.frame_of_reference, name)
                     touch = replace(touch, offset_mm=offsets.setdefault(place, touch.offset_mm))
                 seen.touches[name] = touch
-                seen.views[name] = retouch(cropped, touch, rng)
+                seen.views[name] = retouch(cropped, touch, rng, late=late)
             yield seen
 
     def _chosen(self, meta: StudyMeta, visit: int, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -331,7 +337,7 @@ class StudyReader:
         if self.data.cross_sequence:
             image.centre_mm = centre_of(anchor_of(series, meta.series))
         for name, draw in missing.items():
-            cropped = crop(image, self.lattice, draw)
+            cropped = crop(image, self.lattice, draw, late=self.late)
             if self.data.crops_per_series:
                 # Half the memory; rounded whether it is kept or not, so that what fits in memory changes nothing.
                 cropped = replace(cropped, patches=cropped.patches.astype(np.float16))
@@ -342,10 +348,11 @@ class StudyReader:
     def collate(self, step: int, studies: Sequence[StudyViews]) -> StudyBatch:
         """Pack the studies of a micro-batch."""
         patch_size = int(np.prod(self.lattice.patch_voxels))
-        packs = {}
+        packs, late = {}, {}
         for name in view_names(self.data):
             rows = [(row, v) for row, study in enumerate(studies) if study.views for v in study.views[name]]
-            packs[name] = pack([v for _, v in rows], [row for row, _ in rows], patch_size)
+            packs[name] = pack([v for _, v in rows], [row for row, _ in rows], patch_size, late=self.late)
+            late[name] = [v.late or Late() for _, v in rows]
         return StudyBatch(
             step=step,
             keys=[study.key for study in studies],
@@ -353,6 +360,7 @@ class StudyReader:
             patient_B=torch.tensor([stable_hash(s.patient) if s.views else 0 for s in studies], dtype=torch.int64),
             views=packs,
             text=text_batch([s.text for s in studies], self.tokenizer, [s.original for s in studies], self.phrases),
+            late=late if self.late else {},
         )
 
     def _check(self) -> None:

@@ -45,6 +45,12 @@ class Effects:
     noise: float = 0.0
     """Standard deviation of the Rician noise, in units of the normalised range."""
 
+    @property
+    def only_bias(self) -> bool:
+        """Whether there is a bias field and nothing else, so that each voxel changes by itself."""
+        others = self.blur_mm > 0 or self.coarse > 1 or self.ghosts > 0 or self.acceleration > 1 or self.noise > 0
+        return self.bias is not None and not others
+
 
 def draw_effects(data: DataConfig, key: tuple[str | int, ...]) -> Effects | None:
     """Random effects as configured, each on ``data.effect_share`` of the views; None where all are off."""

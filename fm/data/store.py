@@ -10,7 +10,6 @@ import os
 import random
 import re
 import time
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import fsspec
+from isal import isal_zlib
 
 from fm.config.data import DataConfig
 from fm.config.errors import UserError
@@ -34,6 +34,7 @@ _LARGEST_RANGE = 2**26
 _jitter = random.SystemRandom()
 
 T = TypeVar("T")
+Payload = TypeVar("Payload", bytes, memoryview)
 
 
 class DatasetError(UserError):
@@ -162,8 +163,8 @@ class Store:
         listed = self._attempt("", lambda: self.files.ls(self.root, detail=True, refresh=True))
         return {entry["name"].rsplit("/", 1)[-1]: int(entry["size"] or 0) for entry in listed}
 
-    def read(self, request: Request) -> bytes:
-        """One ranged read, checked by CRC-32.
+    def read(self, request: Request) -> bytes | memoryview:
+        """One ranged read, checked by CRC-32; on a disk of this machine a view of the file, not a copy.
 
         Raises:
             DatasetError: bytes that are missing, damaged, or not readable after all attempts; names shard and study.
@@ -173,12 +174,12 @@ class Store:
             raise found
         return found
 
-    def read_many(self, requests: Sequence[Request]) -> list[bytes | DatasetError]:
+    def read_many(self, requests: Sequence[Request]) -> list[bytes | memoryview | DatasetError]:
         """Many ranged reads at once, neighbours as one; what fails is returned in its place, and hurts no other."""
         self._renew()
         if self.local:
             return [self._mapped(request) for request in requests]
-        found: dict[int, bytes | DatasetError] = {}
+        found: dict[int, bytes | memoryview | DatasetError] = {}
         for row, request in enumerate(requests):
             if (kept := self._kept(request)) is not None:
                 found[row] = kept
@@ -220,7 +221,7 @@ class Store:
             self._maps, self._fs, self._pool, self._pid = {}, None, None, os.getpid()
             self._cache = DiskCache(self.access.cache_dir, self.access.cache_bytes) if self.access.cache_dir else None
 
-    def _run(self, requests: Sequence[Request], rows: Sequence[int]) -> dict[int, bytes | DatasetError]:
+    def _run(self, requests: Sequence[Request], rows: Sequence[int]) -> dict[int, bytes | memoryview | DatasetError]:
         """One ranged read for requests that lie next to each other in a shard."""
         shard, first = requests[rows[0]].shard, requests[rows[0]].where.offset
         length = max(requests[row].where.offset + requests[row].where.length for row in rows) - first
@@ -228,7 +229,7 @@ class Store:
             payload = self._ranged(shard, first, length, requests[rows[0]].label)
         except DatasetError as err:
             return dict.fromkeys(rows, err)
-        found: dict[int, bytes | DatasetError] = {}
+        found: dict[int, bytes | memoryview | DatasetError] = {}
         for row in rows:
             start = requests[row].where.offset - first
             part = self._checked(requests[row], payload[start : start + requests[row].where.length])
@@ -268,7 +269,7 @@ class Store:
             time.sleep(_jitter.uniform(0, min(_LONGEST_WAIT_S, self.access.wait_s * 2**attempt)))
         raise AssertionError("at least one attempt is made")
 
-    def _mapped(self, request: Request) -> bytes | DatasetError:
+    def _mapped(self, request: Request) -> memoryview | DatasetError:
         shard, where = request.shard, request.where
         if shard not in self._maps:
             try:
@@ -278,10 +279,10 @@ class Store:
                 return DatasetError(
                     f"{self.url}/{shard}: missing or not readable (wanted by {request.label}): {_short(err)}"
                 )
-        return self._checked(request, self._maps[shard][where.offset : where.offset + where.length])
+        return self._checked(request, memoryview(self._maps[shard])[where.offset : where.offset + where.length])
 
-    def _checked(self, request: Request, payload: bytes) -> bytes | DatasetError:
-        if len(payload) != request.where.length or zlib.crc32(payload) != request.where.crc32:
+    def _checked(self, request: Request, payload: Payload) -> Payload | DatasetError:
+        if len(payload) != request.where.length or isal_zlib.crc32(payload) != request.where.crc32:
             return DatasetError(f"{self.url}/{request.shard}: {request.label} is damaged; run fm verify")
         return payload
 

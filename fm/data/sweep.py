@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from fm.data.index import DatasetError, Manifest, parse_study
 from fm.data.sample import StudyMeta
 
-Read = Callable[[str, str], bytes]
+Read = Callable[[str, str], bytes | memoryview]
 """Bytes of (study, member); raises DatasetError."""
 
 _HEADERS = 256
@@ -21,7 +21,7 @@ class Fetched:
 
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
-        self._found: dict[tuple[str, str], bytes | DatasetError] = {}
+        self._found: dict[tuple[str, str], bytes | memoryview | DatasetError] = {}
 
     def fetch(self, members: Sequence[tuple[str, str]]) -> None:
         """Read those of the (study, member) pairs that the index knows, together."""
@@ -32,7 +32,7 @@ class Fetched:
         found = self.manifest.store.read_many([request for _, request in requests])
         self._found |= zip((member for member, _ in requests), found, strict=True)
 
-    def __call__(self, key: str, member: str) -> bytes:
+    def __call__(self, key: str, member: str) -> bytes | memoryview:
         """The bytes, or the error in their place."""
         found = self._found.get((key, member))
         if isinstance(found, DatasetError):

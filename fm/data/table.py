@@ -59,6 +59,7 @@ class SampleTable(Sequence[Sample]):
     def __init__(self, table: pa.Table) -> None:
         self.table = table.combine_chunks()
         self._by_key: NDArray[np.int64] | None = None
+        self._columns: dict[str, pa.Array] = {}
 
     @classmethod
     def of(cls, samples: Sequence[Sample]) -> SampleTable:
@@ -127,7 +128,7 @@ class SampleTable(Sequence[Sample]):
             return [self[i] for i in range(*at.indices(len(self)))]
         if not -len(self) <= at < len(self):
             raise IndexError(at)
-        return _sample({name: self.table[name][at].as_py() for name in _SCHEMA.names})
+        return _sample({name: self.column(name)[at].as_py() for name in _SCHEMA.names})
 
     def __iter__(self) -> Iterator[Sample]:
         for batch in self.table.to_batches(max_chunksize=1024):
@@ -136,8 +137,11 @@ class SampleTable(Sequence[Sample]):
 
     def column(self, name: str) -> pa.Array:
         """One column, in one piece."""
-        found = self.table[name]
-        return found.chunk(0) if found.num_chunks == 1 else pa.concat_arrays(found.chunks or [_empty(name)])
+        if name not in self._columns:
+            found = self.table[name]
+            one = found.chunk(0) if found.num_chunks == 1 else pa.concat_arrays(found.chunks or [_empty(name)])
+            self._columns[name] = one
+        return self._columns[name]
 
     def _plain(self, name: str) -> pa.Array:
         """A column with its dictionary written out."""
@@ -204,7 +208,7 @@ class SampleTable(Sequence[Sample]):
         return {"table": self.table, "_by_key": self._by_key}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.table, self._by_key = state["table"], state["_by_key"]
+        self.table, self._by_key, self._columns = state["table"], state["_by_key"], {}
 
 
 def _empty(name: str) -> pa.Array:

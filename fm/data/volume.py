@@ -75,7 +75,9 @@ class SeriesImage:
         return np.asarray(self.stored * np.float32(self.scale) + np.float32(self.offset), dtype=np.float32)
 
 
-def from_sample(meta: SeriesMeta, payload: bytes, box: Box | None = None, needed: Box | None = None) -> SeriesImage:
+def from_sample(
+    meta: SeriesMeta, payload: bytes | memoryview, box: Box | None = None, needed: Box | None = None
+) -> SeriesImage:
     """A series from its shard member; only what is asked for is decompressed.
 
     Args:

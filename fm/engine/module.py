@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fm.batch import StudyBatch
 from fm.config.optim import OptimConfig
+from fm.data.touch import finish
 from fm.engine.accumulation import Replay, join_batches
 from fm.engine.flops import FlopMeter
 from fm.engine.groups import build_optimizer
@@ -187,8 +188,8 @@ class TrainingModule(pl.LightningModule):
     def transfer_batch_to_device(
         self, batch: list[StudyBatch], device: torch.device, dataloader_idx: int
     ) -> list[StudyBatch]:
-        """Move the batch; DeepSpeed's CPU device carries a rank that tensors do not know."""
-        return [micro.to("cpu" if device.type == "cpu" else device) for micro in batch]
+        """Move the batch, and do what its views still lack; DeepSpeed's CPU device has a rank tensors do not know."""
+        return [finish(micro.to("cpu" if device.type == "cpu" else device)) for micro in batch]
 
     def forward(self, compute: Callable[[], Result]) -> Result:
         """Run a computation on the student inside the engine's forward, where DeepSpeed's hooks apply."""

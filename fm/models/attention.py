@@ -52,12 +52,18 @@ def reference_attention(q_THC: Tensor, k_THC: Tensor, v_THC: Tensor, pack: Pack)
     dtype = v_THC.dtype
     inner = torch.float32 if torch.is_grad_enabled() and not v_THC.is_cuda and dtype is torch.bfloat16 else dtype
     q_THC, k_THC, v_THC = q_THC.to(inner), k_THC.to(inner), v_THC.to(inner)
-    parts = []
-    for q, k, v in zip(*(x.split(pack.lengths) for x in (q_THC, k_THC, v_THC)), strict=True):
-        out = F.scaled_dot_product_attention(*(x.transpose(0, 1).unsqueeze(0) for x in (q, k, v)))
-        parts.append(out.squeeze(0).transpose(0, 1))
+    if len(pack.lengths) == 1:  # nothing to take apart, nor gradients of the parts to put together
+        return _attention(q_THC, k_THC, v_THC).to(dtype)
+    parts = [_attention(*qkv) for qkv in zip(*(x.split(pack.lengths) for x in (q_THC, k_THC, v_THC)), strict=True)]
     # An empty pack still ties its weights to the loss: every rank reduces the same gradients.
     return torch.cat(parts).to(dtype) if parts else (q_THC + k_THC + v_THC).to(dtype)
+
+
+def _attention(q_THC: Tensor, k_THC: Tensor, v_THC: Tensor) -> Tensor:
+    """Of one sequence."""
+    q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q_THC, k_THC, v_THC))
+    out = F.scaled_dot_product_attention(q, k, v)
+    return out.squeeze(0).transpose(0, 1)
 
 
 def varlen_attention(q_THC: Tensor, k_THC: Tensor, v_THC: Tensor, pack: Pack) -> Tensor:

@@ -222,8 +222,11 @@ class VisionTransformer(nn.Module):
         if self.absolute is not None:
             x_TD = x_TD + self.absolute(views.position_T3)
         condition_SD = self.condition(views)
-        # The gradient of a gather is a sum over tokens: float32, or bf16 would round it away.
-        x_TD = x_TD + condition_SD.float().index_select(0, sequence_T).to(x_TD.dtype)
+        # The gradient of a gather is a sum over tokens: float32, or bf16 would round it away. One row is broadcast.
+        condition_TD = condition_SD.float()
+        if sequences != 1:
+            condition_TD = condition_TD.index_select(0, sequence_T)
+        x_TD = x_TD + condition_TD.to(x_TD.dtype)
         prefix_length = 1 + self.config.registers
         patch_row_T = torch.arange(x_TD.shape[0], device=device) + prefix_length * (sequence_T + 1)
         first_S = views.offsets_S1[:-1] + prefix_length * torch.arange(sequences, device=device)
@@ -231,8 +234,11 @@ class VisionTransformer(nn.Module):
         prefix_SRD = self.prefix(condition_SD)
 
         rows = x_TD.shape[0] + prefix_row.shape[0]
-        x_ND = x_TD.new_zeros(rows, self.config.dim).index_copy(0, patch_row_T, x_TD)
-        x_ND = x_ND.index_copy(0, prefix_row, prefix_SRD.flatten(0, 1))
+        if sequences > 1:
+            x_ND = x_TD.new_zeros(rows, self.config.dim).index_copy_(0, patch_row_T, x_TD)
+            x_ND = x_ND.index_copy_(0, prefix_row, prefix_SRD.flatten(0, 1))
+        else:  # the same, without going row by row forward and backward
+            x_ND = torch.cat([prefix_SRD.flatten(0, 1), x_TD])
         position_N3 = views.position_T3.new_zeros(rows, 3).index_copy(0, patch_row_T, views.position_T3)
         table = rotary_table(
             position_N3,
@@ -248,6 +254,14 @@ class VisionTransformer(nn.Module):
             else:
                 x_ND = block(x_ND, table, pack)
         normed_ND = self.norm(x_ND)
+        if sequences == 1:
+            first, patches = slice(0, 1), slice(prefix_length, None)
+            return VitOutput(
+                class_SD=normed_ND[first],
+                tokens_TD=normed_ND[patches],
+                stream_class_SD=x_ND[first],
+                stream_tokens_TD=x_ND[patches],
+            )
         return VitOutput(
             class_SD=normed_ND.index_select(0, first_S),
             tokens_TD=normed_ND.index_select(0, patch_row_T),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fm.config.data import Place
 from fm.config.model import VitTextConfig
 from fm.config.root import InspectJob
 
@@ -176,7 +178,9 @@ def _sheets(
         raise UserError(f"data.split={job.data.split}: no study of {job.url} is in it; name another")
     d, h, w = model.patch_voxels
     lattice = lattice_of(job.data, (d, h, w))
-    reader = StudyReader(chosen, job.data, lattice, tokenizer or train_tokenizer([], 1, 1, 8), job.inspect.seed)
+    # Whole views are shown, whoever finishes them in training.
+    data = replace(job.data, augment_on=Place.worker)
+    reader = StudyReader(chosen, data, lattice, tokenizer or train_tokenizer([], 1, 1, 8), job.inspect.seed)
     return list(draw_sheets(reader, chosen, job.inspect.studies, job.inspect.visit, job.inspect.series))
 
 

@@ -8,15 +8,17 @@ import platform
 import resource
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
+import psutil
+
 
 @dataclass(slots=True)
 class Timing:
-    """Seconds of several rounds, by the clock and of processors, those of finished child processes included."""
+    """Seconds of several rounds, by the clock and of processors, those of child processes included."""
 
     seconds: list[float] = field(default_factory=list)
     cpu_seconds: list[float] = field(default_factory=list)
@@ -35,6 +37,34 @@ class Timing:
         return f"{work / self.median:.3g} ({low:.3g}–{high:.3g})"
 
 
+def steady(ways: Mapping[str, Callable[[], Iterable[object]]], warm: int, steps: int, rounds: int) -> dict[str, Timing]:
+    """Time `steps` items of each way's iterator after `warm` others: start-up, of processes above all, is not counted.
+
+    One way runs at a time, once a round; what it had fetched ahead when the clock started, it has when it stops.
+    """
+    found = {name: Timing() for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            gc.collect()
+            items = iter(way())
+            for _ in range(warm):
+                next(items)
+            started, cpu = time.perf_counter(), _cpu()
+            for _ in range(steps):
+                next(items)
+            found[name].seconds.append(time.perf_counter() - started)
+            found[name].cpu_seconds.append(_cpu() - cpu)
+            del items
+    return found
+
+
+def memory_mb() -> tuple[float, float]:
+    """Memory of this process and its children in 10⁶ bytes: all that is resident, and without what files back."""
+    own = psutil.Process()
+    infos = [process.memory_info() for process in (own, *own.children(recursive=True))]
+    return sum(i.rss for i in infos) / 1e6, sum(i.rss - i.shared for i in infos) / 1e6
+
+
 def in_turns(actions: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Timing]:
     """Time each action once a round, one after the other, so that a busy moment of the machine hits all alike."""
     found = {name: Timing() for name in actions}
@@ -49,8 +79,9 @@ def in_turns(actions: Mapping[str, Callable[[], object]], rounds: int) -> dict[s
 
 
 def _cpu() -> float:
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + children.ru_utime + children.ru_stime
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    running = [process.cpu_times() for process in psutil.Process().children(recursive=True)]
+    return time.process_time() + ended.ru_utime + ended.ru_stime + sum(t.user + t.system for t in running)
 
 
 def peak_mb() -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tarfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import nibabel
@@ -17,6 +18,8 @@ from fm.data.index import write_index
 from fm.data.sample import Contrast, Plane, Role, SeriesMeta, StudyMeta, to_json
 from fm.data.verify import scan_shard
 
+PLAIN_SHARDS = 4
+"""Of the plain WebDataset, so that two workers have as much to read."""
 SHAPE, SPACING_MM = (64, 256, 256), (2.5, 0.9, 0.9)
 AFFINE = [[0, 0, 0.9, -115], [0, 0.9, 0, -115], [2.5, 0, 0, -80], [0, 0, 0, 1]]
 
@@ -55,8 +58,11 @@ def write_all(folder: Path, count: int) -> dict[str, SeriesMeta]:
     for name in ("shards", "nifti", "npy", "wds"):
         (folder / name).mkdir()
     metas = {}
-    shard, plain = folder / "shards" / "shard-000000.tar", folder / "wds" / "plain-000000.tar"
-    with tarfile.open(shard, "w") as tar, tarfile.open(plain, "w") as other:
+    shard = folder / "shards" / "shard-000000.tar"
+    plain = [folder / "wds" / f"plain-{i:06d}.tar" for i in range(PLAIN_SHARDS)]
+    with ExitStack() as stack:
+        tar = stack.enter_context(tarfile.open(shard, "w"))
+        others = [stack.enter_context(tarfile.open(path, "w")) for path in plain]
         for number in range(count):
             key = f"head{number:03d}"
             meta, payload, values = head(number)
@@ -64,7 +70,7 @@ def write_all(folder: Path, count: int) -> dict[str, SeriesMeta]:
             _add(tar, f"{key}.json", to_json(study))
             _add(tar, f"{key}.t1w.b2", payload)
             np.save(folder / "npy" / f"{key}.npy", values)
-            _add(other, f"{key}.npy", (folder / "npy" / f"{key}.npy").read_bytes())
+            _add(others[number * PLAIN_SHARDS // count], f"{key}.npy", (folder / "npy" / f"{key}.npy").read_bytes())
             nibabel.save(nibabel.Nifti1Image(values, np.array(AFFINE)), folder / "nifti" / f"{key}.nii.gz")
             metas[key] = meta
     with shard.open("rb") as stream:

@@ -18,6 +18,7 @@ REQUIRED = {
     "index": ["url=x"],
     "verify": ["url=x"],
     "inspect": ["url=x"],
+    "withdraw": ["url=o", "patient=p"],
     "pretrain": ["data.url=2026_11_21"],
     "export": ["from_run=r", "out=o"],
     "evaluate": ["encoder=e", "data.url=s3://b/k"],

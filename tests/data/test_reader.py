@@ -22,6 +22,7 @@ from fm.data.reader import ReadError, build_loader, view_names
 from fm.data.sample import Contrast, Plane, Report, Role, SeriesMeta, StudyMeta, to_json
 from fm.data.store import Request, Store, access_of
 from fm.data.tokenizer import train_tokenizer, training_reports
+from fm.data.touch import finish
 from fm.data.verify import scan_shard
 from tests.data import object_storage
 
@@ -158,6 +159,27 @@ def test_kept_crops_are_read_once_and_touched_anew(
     torch.testing.assert_close(shown[0], shown[2], atol=0.2, rtol=0)
     assert not torch.equal(shown[0], shown[2]), "the noise is new"
     assert shown[0].shape != shown[1].shape or (shown[0] - shown[1]).abs().max() > 0.3, "the other crop"
+
+
+@pytest.mark.parametrize("kept", [0, 2])
+def test_the_device_makes_of_a_view_what_the_loader_would(
+    manifest: Manifest, tokenizer: PreTrainedTokenizerFast, kept: int
+) -> None:
+    """Gain, noise, and a field that no blur follows. Kept crops are rounded to float16 before one side's field."""
+    augmented = {"noise": 0.05, "bias_field": 0.5, "blur_mm": 2.0, "local_keep": 0.7, "crops_per_series": kept}
+    loader = _batches(manifest, tokenizer, _data(**augmented))
+    device = _batches(manifest, tokenizer, _data(**augmented, augment_on="device"))
+    fields = [late.field_444 is not None for batch in device for view in batch.late.values() for late in view]
+    assert 0.1 < np.mean(fields) < 0.5 and not any(batch.late for batch in loader)
+    for want, raw in zip(loader, device, strict=True):
+        found = finish(raw)
+        assert not found.late and raw.views.keys() == want.views.keys()
+        for name, view in want.views.items():
+            other = found.views[name]
+            assert torch.equal(view.position_T3, other.position_T3)
+            close = 5e-3 if kept else 1e-5
+            torch.testing.assert_close(other.patches_TP, view.patches_TP, atol=close, rtol=close)
+            assert (raw.views[name].patches_TP - view.patches_TP).abs().max() > 0.05, "the loader left it to the device"
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -21,7 +21,7 @@ VERBS = ["phantom", "prepare", "pretrain", "runs list"]
         ("fm phantom s", ["studies=", "seed="]),
         ("fm pretrain max", ["max_steps="]),
         ("fm pretrain trainer.st", ["trainer.stage="]),
-        ("fm pretrain trainer.precision=", [f"trainer.precision={word}" for word in ("auto", "fp32", "bf16")]),
+        ("fm pretrain trainer.precision=", [f"trainer.precision={word}" for word in ("auto", "fp32", "bf16", "fp16")]),
         ("fm pretrain model.qk_norm=f", ["model.qk_norm=false"]),
         ("fm pretrain model=t", ["model=tiny"]),
         ("fm pretrain seed=1 track", ["tracker=", "tracker."]),

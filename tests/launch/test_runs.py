@@ -152,7 +152,9 @@ def test_a_torn_last_attempt_is_left_out() -> None:
 
 
 def test_a_stage_goes_on_where_its_job_is_the_same() -> None:
-    job = runs.start("pretrain", {"data": {"url": "x"}, "model": {"kind": "vit_text"}}, Path("s"))
+    job = runs.start(
+        "pretrain", {"data": {"url": "x"}, "model": {"kind": "vit_text"}, "launch": {"kind": "local"}}, Path("s")
+    )
     assert isinstance(job, PretrainJob)
     assert runs.open_stage("pretrain", job, Path("s")) == job
     job.seed = 4

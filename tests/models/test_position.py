@@ -58,3 +58,17 @@ def test_fourier_embedding_is_a_linear_map_of_sines_and_cosines() -> None:
             features += [wave(2 * math.pi * position[0, axis].item() / p) for p in periods_mm(8, 16.0, 800.0).tolist()]
     want = layer.linear.weight @ torch.tensor(features) + layer.linear.bias
     torch.testing.assert_close(layer(position)[0], want, rtol=1e-4, atol=1e-5)
+
+
+def test_the_derivative_of_a_turn_is_the_turn_back() -> None:
+    """Against what autograd makes of the same turn written out."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(5, 3, HEAD, dtype=torch.float64, requires_grad=True), torch.randn(5, 3, HEAD)
+    table = _table(50 * torch.randn(5, 3)).double()
+    (weight * rotate(x, table)).sum().backward()
+    found, x.grad = x.grad, None
+    half = HEAD // 2
+    plain = x * table[0] + torch.cat([x[..., half:], x[..., :half]], dim=-1) * table[1]
+    torch.testing.assert_close(rotate(x, table), plain, rtol=1e-12, atol=1e-12)
+    (weight * plain).sum().backward()
+    torch.testing.assert_close(found, x.grad, rtol=1e-12, atol=1e-12)
