@@ -235,8 +235,10 @@ class VisionTransformer(nn.Module):
 
         rows = x_TD.shape[0] + prefix_row.shape[0]
         if sequences > 1:
-            x_ND = x_TD.new_zeros(rows, self.config.dim).index_copy_(0, patch_row_T, x_TD)
-            x_ND = x_ND.index_copy_(0, prefix_row, prefix_SRD.flatten(0, 1))
+            # Autocast promotes neither copy in place.
+            wide = torch.promote_types(x_TD.dtype, prefix_SRD.dtype)
+            x_ND = x_TD.new_zeros(rows, self.config.dim, dtype=wide).index_copy_(0, patch_row_T, x_TD.to(wide))
+            x_ND = x_ND.index_copy_(0, prefix_row, prefix_SRD.flatten(0, 1).to(wide))
         else:  # the same, without going row by row forward and backward
             x_ND = torch.cat([prefix_SRD.flatten(0, 1), x_TD])
         position_N3 = views.position_T3.new_zeros(rows, 3).index_copy(0, patch_row_T, views.position_T3)
