@@ -134,7 +134,7 @@ def scan_shard(stream: BinaryIO, name: str) -> tuple[Shard, list[Sample]]:
                     raise DatasetError(f"{name}: member {entry.name} is cut short or appears twice")
                 samples[-1].members[extension] = Member(entry.offset_data, entry.size, zlib.crc32(data))
                 if extension == "json":
-                    meta = from_json(bytes(data))
+                    meta = from_json(data)
                     samples[-1] = replace(samples[-1], patient=meta.patient, region=meta.region, labels=meta.labels)
     except (tarfile.TarError, EOFError) as err:
         raise DatasetError(f"{name}: not a whole tar file ({err})") from err

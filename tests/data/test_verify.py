@@ -72,7 +72,7 @@ def test_row_27_a_corrupt_tar_header_is_never_silent(make_dataset: MakeDataset) 
 def test_voxels_that_do_not_fit_their_study_are_found(make_dataset: MakeDataset) -> None:
     url = make_dataset()
     good = members_of(url, "k00")
-    raw = json.loads(good["json"])
+    raw = json.loads(bytes(good["json"]))
     raw["series"][0].update(shape=[4, 20, 29], foreground=[[0, 0, 0], [4, 20, 29]])
     reindex(url, [("k00", {**good, "json": json.dumps(raw).encode()})])
     assert verify(url).problems == [

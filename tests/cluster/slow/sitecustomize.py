@@ -12,14 +12,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-SAVER = "fm.engine.saver"
+SNAPSHOT = "fm.engine.snapshot"
 
 
-class SlowSaver(importlib.abc.MetaPathFinder):
+class SlowSnapshot(importlib.abc.MetaPathFinder):
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if name != SAVER:
+        if name != SNAPSHOT:
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         assert spec is not None and spec.loader is not None
@@ -39,4 +39,4 @@ class SlowSaver(importlib.abc.MetaPathFinder):
         return spec
 
 
-sys.meta_path.insert(0, SlowSaver())
+sys.meta_path.insert(0, SlowSnapshot())
