@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from fm.config.compose import compose
-from launch.verbs.main import read
+from launch.verbs.main import main, read
 
 CLONE = Path(__file__).resolve().parents[1]
 README = (CLONE / "README.md").read_text(encoding="utf-8")
@@ -36,11 +36,14 @@ def test_python_lines_run(code: str, miniature_demo: Path, tmp_path: Path) -> No
 
 def test_fm_lines_compose() -> None:
     lines = [line.split("#")[0] for block in blocks("bash") for line in block.splitlines() if line.startswith("fm ")]
-    assert len(lines) == 4
+    assert len(lines) == 7
     for line in lines:
         found = read(shlex.split(line)[1:])
         assert found.verb is not None
-        compose(found.verb, found.words)
+        if found.verb == "submit":
+            assert main(["submit", *found.words, "dry_run=true"]) == 0
+        else:
+            compose(found.verb, found.words)
 
 
 def test_make_targets_exist() -> None:
