@@ -1,4 +1,4 @@
-"""One converted volume becomes a shard member: the contract's axes, air to zero, quantised voxels."""
+"""One converted volume becomes a shard member: the contract's axes, air to zero, quantised voxels, its quality known."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep import deid
+from data_prep.bias import QUANTITATIVE, correct_bias
 from data_prep.convert import Volume
+from data_prep.duplicates import likeness, voxel_hash
 from data_prep.headers import Scan
 from data_prep.ledger import QuarantineError, Reason
+from data_prep.quality import checks
+from data_prep.quality.pictures import thumbnail
 from data_prep.sequences import Recognition
+from fm.config.prepare import PrepareConfig
 from fm.data.codec import CodecError, encode_volume
 from fm.data.sample import Plane, SeriesMeta
 from fm.grid import border_connected_air, bounding_box, canonical_axes, robust_range
@@ -29,12 +34,12 @@ class SeriesMember:
 
 
 def encode_series(
-    volume: Volume, scan: Scan, recognition: Recognition, name: str, frame_of_reference: int, bits: int
+    volume: Volume, scan: Scan, recognition: Recognition, name: str, frame_of_reference: int, config: PrepareConfig
 ) -> SeriesMember:
     """Turn one volume into a member named `name`.
 
     Raises:
-        QuarantineError: constant, not finite, singular, or without a body.
+        QuarantineError: constant, not finite, singular, without a body, or beyond a quality limit that quarantines.
     """
     if not np.isfinite(volume.values).all():
         raise QuarantineError(Reason.NOT_FINITE)
@@ -51,9 +56,12 @@ def encode_series(
     box = bounding_box(~air)
     if box is None or int(air.size - np.count_nonzero(air)) < MIN_FOREGROUND:
         raise QuarantineError(Reason.NO_TISSUE)
+    acquired_values, corrected = values, config.n4 and recognition.contrast.value.value not in QUANTITATIVE
+    if corrected:
+        values = correct_bias(values, ~air, axes.spacing_mm, config.n4_shrink)
     low, high = robust_range(values, ~air)
     try:
-        encoded = encode_volume(values, air, bits)
+        encoded = encode_volume(values, air, config.quantisation_bits)
     except CodecError:
         raise QuarantineError(Reason.TOO_LARGE) from None
     meta = SeriesMeta(
@@ -85,8 +93,37 @@ def encode_series(
         acquisition=recognition.acquisition.value,
         dixon=recognition.dixon.value,
         evidence=recognition.evidence(),
+        bias_corrected=corrected,
     )
+    _assess(meta, checks.Picture(values=acquired_values, body=~air, valid=valid), values, encoded.max_error, config)
     return SeriesMember(meta=meta, payload=encoded.payload)
+
+
+def _assess(
+    meta: SeriesMeta, picture: checks.Picture, stored: NDArray[np.float32], error: float, config: PrepareConfig
+) -> None:
+    """Fill in statistics, quality and hashes.
+
+    Args:
+        meta: what is filled in.
+        picture: the voxels as acquired.
+        stored: the voxels that are stored, before quantisation.
+        error: of the quantisation.
+        config: the limits.
+
+    Raises:
+        QuarantineError: beyond a limit that quarantines; with a thumbnail.
+    """
+    body = picture.body
+    meta.statistics = checks.describe(stored[body], np.count_nonzero(body) / body.size, error)
+    meta.quality = checks.measure(picture, meta)
+    meta.voxel_hash = voxel_hash(picture.values, picture.valid)
+    meta.likeness = likeness(picture.values, body, np.asarray(meta.affine))
+    try:
+        meta.flags = checks.judge(meta.quality, config.limits, config.actions)
+    except QuarantineError as err:
+        err.picture = thumbnail(picture.values, meta)
+        raise
 
 
 def _slices(volume: Volume, flipped: bool) -> tuple[NDArray[np.bool_], list[float]]:

@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -18,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from data_prep import deid
+from data_prep.bias import require_n4
 from data_prep.convert import converter
 from data_prep.headers import Header, silence_pydicom
 from data_prep.inventory import Inventory, take_inventory
@@ -25,8 +27,10 @@ from data_prep.keys import Keyring, default_key_file, is_placeholder, open_keyri
 from data_prep.ledger import NO_SPACE, Entry, Reason, Tally
 from data_prep.persons import Persons, read_persons
 from data_prep.pool import Workers
+from data_prep.quality.review import PAGE, Review, review
 from data_prep.shards import ShardBuilder, ShardStore
 from data_prep.sources import private_folder
+from data_prep.splits import site_of
 from data_prep.study import StudyJob, guarded_study, lost_study
 from data_prep.summary import PrepareSummary, count_reasons
 from data_prep.tables import Linked, file_hash, label_values, link, read_table
@@ -34,7 +38,7 @@ from fm.config.errors import UserError
 from fm.config.prepare import PrepareConfig, UnknownReports
 from fm.data.index import MANIFEST, Manifest, dataset_hash, open_store, publish, write_index
 
-VERSION = "2"
+VERSION = "3"
 """Version of the preparation; recorded in the manifest."""
 SUMMARY = "prepare.json"
 QUARANTINE = "quarantine.jsonl"
@@ -94,6 +98,8 @@ def prepare(
         if path is not None and not os.path.isfile(path):
             raise UserError(f"{name}={path} does not exist; give a CSV or JSONL file")
     open_store(out)
+    if config.n4:
+        require_n4()
     key_file = Path(config.key_file) if config.key_file else default_key_file(out)
     keyring = open_keyring(key_file, out)
     persons = read_persons(config.link_file, config.site)
@@ -125,19 +131,6 @@ def prepare(
             "set prepare.unknown_reports=allow"
         )
     return summary
-
-
-def split_patients(patients: Sequence[str], fraction: float, seed: int, keyring: Keyring) -> dict[str, str]:
-    """'test' for the first share of the patients in keyed order, 'train' for the rest.
-
-    The share is met exactly (rounded; at least one patient on each side where there are two and a share is wanted),
-    and the order depends on key, seed and pseudonyms alone.
-    """
-    order = sorted(set(patients), key=lambda patient: keyring.digest("split", str(seed), patient))
-    held = round(fraction * len(order))
-    if fraction > 0 and len(order) > 1:
-        held = min(max(held, 1), len(order) - 1)
-    return {patient: "test" if rank < held else "train" for rank, patient in enumerate(order)}
 
 
 def _progress() -> Progress:
@@ -223,6 +216,7 @@ def _jobs(inputs: _Inputs, binary: str) -> dict[str, StudyJob]:
             report=None if report is None else report["text"],
             report_item=inputs.reports.items.get(uid, ""),
             labels=label_values(inputs.labels.by_study.get(uid, {}), inputs.config.labels)[0],
+            site=inputs.keyring.site(site_of(headers, inputs.config.site)),
             keyring=inputs.keyring,
             config=inputs.config,
             binary=binary,
@@ -266,23 +260,23 @@ def _publish(store: ShardStore, inputs: _Inputs) -> PrepareSummary:
         raise UserError(
             f"nothing could be prepared: {tally.quarantined_files} files are quarantined, see {inputs.out}/{QUARANTINE}"
         )
-    config = inputs.config
-    splits = split_patients([s.patient for s in samples], config.test_fraction, config.split_seed, inputs.keyring)
+    found = review(inputs.out, store.shards, samples, inputs.inventory.studies, inputs.config, inputs.keyring)
     for sample in samples:
-        sample.split = splits[sample.patient]
-    summary = _summarise(store, inputs, tally, entries)
+        sample.split = found.splits[sample.key]
+    summary = _summarise(store, inputs, tally, entries, found)
     publish(fs, f"{root}/{SUMMARY}", summary.to_json())
+    publish(fs, f"{root}/{PAGE}", found.page(tally, inputs.config, summary.dataset_id))
     versions = {
         "prepare": VERSION,
         "deidentification": deid.VERSION,
         "confidentiality_options": deid.CONFIDENTIALITY_OPTIONS,
         "input": store.fingerprint,
     }
-    write_index(inputs.out, store.shards, samples, versions)
+    write_index(inputs.out, store.shards, samples, versions, found.tables)
     return summary
 
 
-def _summarise(store: ShardStore, inputs: _Inputs, tally: Tally, entries: Sequence[Entry]) -> PrepareSummary:
+def _summarise(store: ShardStore, inputs: _Inputs, tally: Tally, entries: Sequence[Entry], found: Review) -> PrepareSummary:
     samples = store.samples
     rows = inputs.labels.by_study.values()
     return PrepareSummary(
@@ -299,7 +293,11 @@ def _summarise(store: ShardStore, inputs: _Inputs, tally: Tally, entries: Sequen
         members=tally.members,
         missing_slices=tally.invalid_slices,
         shards=len(store.shards),
-        splits={word: sum(s.split == word for s in samples) for word in ("train", "test")},
+        splits={"train": 0, "test": 0} | Counter(sorted(s.split for s in samples)),
+        flagged=sum(bool(row.flags) for row in found.catalogue.rows),
+        flags=found.flags(),
+        duplicates=found.counts(),
+        largest_quantisation_error=float(f"{found.catalogue.largest_error:.3g}"),
         contrasts=dict(sorted(tally.contrasts.items())),
         reports=store.reports,
         refused_reports=count_reasons(entries, "report"),

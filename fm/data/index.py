@@ -20,6 +20,7 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from fm.data.sample import STUDY_KEY, SampleError, StudyMeta, from_json
 from fm.data.store import Access, DatasetError, Member, Request, Store, open_store
@@ -42,6 +43,8 @@ __all__ = [
 MANIFEST = "manifest.json"
 SAMPLES = "samples.parquet"
 FORMAT = 1
+LEFT_OUT = "duplicate"
+"""Split of studies that are neither trained on nor evaluated: prepare.duplicates=drop."""
 _SHARD = re.compile(r"[A-Za-z0-9_-]+\.tar")
 
 
@@ -66,12 +69,14 @@ class Manifest:
         samples: SampleTable,
         versions: dict[str, str],
         access: Access | None = None,
+        tables: Mapping[str, str] | None = None,
     ) -> None:
         self.url = url
         self.dataset_id = dataset_id
         self.shards = shards
         self.samples = samples
         self.versions = versions
+        self.tables = dict(tables or {})
         self.store = Store(url, access or Access(), {shard.name: shard.sha256 for shard in shards})
         self._last: Sample | None = None
 
@@ -94,7 +99,8 @@ class Manifest:
             table_info = raw["samples"]
             dataset_id, versions = str(raw["dataset_id"]), dict(raw["versions"])
             expected = (int(table_info["bytes"]), str(table_info["sha256"]))
-        except (KeyError, TypeError, ValueError) as err:
+            tables = {str(name): str(digest) for name, digest in raw.get("tables", {}).items()}
+        except (KeyError, TypeError, ValueError, AttributeError) as err:
             raise DatasetError(f"{url}/{MANIFEST} is damaged ({err}); make the index again") from None
         payload = _whole(store, SAMPLES)
         if (len(payload), hashlib.sha256(payload).hexdigest()) != expected:
@@ -109,7 +115,7 @@ class Manifest:
         check_splits(url, samples)
         if dataset_id != dataset_hash(shards, samples):
             raise DatasetError(f"{url}/{MANIFEST}: the dataset id does not fit the contents; make the index again")
-        return cls(url, dataset_id, shards, samples, versions, access)
+        return cls(url, dataset_id, shards, samples, versions, access, tables)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -122,7 +128,7 @@ class Manifest:
     def select(self, split: str | None = None, region: str | None = None) -> Manifest:
         """The studies of one split and region, same dataset id; None takes all."""
         kept = self.samples.where(split=split, region=region)
-        return Manifest(self.url, self.dataset_id, self.shards, kept, self.versions, self.store.access)
+        return Manifest(self.url, self.dataset_id, self.shards, kept, self.versions, self.store.access, self.tables)
 
     def key(self, row: int) -> str:
         """Key of the study in a row."""
@@ -163,6 +169,19 @@ class Manifest:
         """
         return self.store.read(self.request(key, member))
 
+    def table(self, name: str) -> pa.Table | None:
+        """A Parquet table beside the shards, ``series.parquet`` say; None where this dataset has none of the name.
+
+        Raises:
+            DatasetError: missing, or not the one that the manifest names.
+        """
+        if name not in self.tables:
+            return None
+        payload = _whole(self.store, name)
+        if hashlib.sha256(payload).hexdigest() != self.tables[name]:
+            raise DatasetError(f"{self.url}/{name} is not the one {MANIFEST} names; prepare the dataset again")
+        return pq.read_table(pa.BufferReader(payload))
+
     def study(self, key: str) -> StudyMeta:
         """The parsed JSON member of a study.
 
@@ -190,6 +209,7 @@ def write_index(
     shards: Sequence[Shard],
     samples: Sequence[Sample],
     versions: Mapping[str, str],
+    tables: Mapping[str, bytes] | None = None,
 ) -> str:
     """Write ``samples.parquet`` and then ``manifest.json`` beside shards that already stand at `url`.
 
@@ -198,6 +218,7 @@ def write_index(
         shards: in name order, from :func:`fm.data.verify.scan_shard`.
         samples: rows in shard order, their splits filled in.
         versions: versions of code, config and de-identification rules.
+        tables: further Parquet files by name, written beside the shards and named in the manifest by their SHA-256.
 
     Returns:
         The dataset id: a hash of shard contents, keys and splits; equal contents give equal ids, wherever they lie.
@@ -224,6 +245,10 @@ def write_index(
         },
         "versions": dict(versions),
     }
+    if tables:
+        manifest["tables"] = {name: hashlib.sha256(payload).hexdigest() for name, payload in tables.items()}
+        for name, payload in tables.items():
+            publish(fs, f"{root}/{name}", payload)
     publish(fs, f"{root}/{SAMPLES}", table)
     publish(fs, f"{root}/{MANIFEST}", (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
     return dataset_id
@@ -260,11 +285,16 @@ def dataset_hash(shards: Sequence[Shard], samples: Sequence[Sample]) -> str:
 def check_splits(url: str, samples: SampleTable) -> None:
     """Refuse a patient whose studies are in more than one split: what is trained on may not be evaluated on.
 
+    Studies left out as duplicates are in none.
+
     Raises:
         DatasetError: there is one; names the first.
     """
     codes, words = samples.codes("split")
-    if len(words) < 2:
+    if LEFT_OUT in words:
+        kept = codes != words.index(LEFT_OUT)
+        samples, codes = SampleTable(samples.table.filter(pa.array(kept))), codes[kept]
+    if len(np.unique(codes)) < 2:
         return
     patients = samples.column("patient").dictionary_encode()
     rows = np.asarray(patients.indices, dtype=np.int64)
