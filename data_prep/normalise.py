@@ -19,8 +19,10 @@ from data_prep.sequences import Recognition
 from fm.config.prepare import PrepareConfig
 from fm.data.codec import CodecError, encode_volume
 from fm.data.sample import Plane, SeriesMeta
-from fm.grid import border_connected_air, bounding_box, canonical_axes, robust_range
+from fm.grid import border_connected_air, bounding_box, canonical_axes
 
+ROBUST_RANGE = (0.5, 99.5)
+"""Percentiles of the body between which views scale intensities."""
 MIN_FOREGROUND = 64
 """Fewer body voxels than this are no picture of a body."""
 
@@ -59,7 +61,8 @@ def encode_series(
     acquired_values, corrected = values, config.n4 and recognition.contrast.value.value not in QUANTITATIVE
     if corrected:
         values = correct_bias(values, ~air, axes.spacing_mm, config.n4_shrink)
-    low, high = robust_range(values, ~air)
+    inside = values[~air]
+    low, high, *percentiles = np.percentile(inside, (*ROBUST_RANGE, *checks.PERCENTILES))
     try:
         encoded = encode_volume(values, air, config.quantisation_bits)
     except CodecError:
@@ -78,8 +81,8 @@ def encode_series(
         foreground=box,
         intensity_scale=encoded.scale,
         intensity_offset=encoded.offset,
-        intensity_low=low,
-        intensity_high=high,
+        intensity_low=float(low),
+        intensity_high=float(high),
         agent=recognition.agent.value,
         repetition_time_ms=deid.bounded(scan.repetition_time_ms, 0.1, 60_000),
         echo_time_ms=deid.bounded(scan.echo_time_ms, 0.0, 2_000),
@@ -95,30 +98,21 @@ def encode_series(
         evidence=recognition.evidence(),
         bias_corrected=corrected,
     )
-    _assess(meta, checks.Picture(values=acquired_values, body=~air, valid=valid), values, encoded.max_error, config)
+    meta.statistics = checks.describe(inside, percentiles, inside.size / air.size, encoded.max_error)
+    _assess(meta, checks.Picture(values=acquired_values, body=~air, valid=valid), config)
     return SeriesMember(meta=meta, payload=encoded.payload)
 
 
-def _assess(
-    meta: SeriesMeta, picture: checks.Picture, stored: NDArray[np.float32], error: float, config: PrepareConfig
-) -> None:
-    """Fill in statistics, quality and hashes.
-
-    Args:
-        meta: what is filled in.
-        picture: the voxels as acquired.
-        stored: the voxels that are stored, before quantisation.
-        error: of the quantisation.
-        config: the limits.
+def _assess(meta: SeriesMeta, picture: checks.Picture, config: PrepareConfig) -> None:
+    """Fill in quality and hashes, all of the voxels as acquired.
 
     Raises:
         QuarantineError: beyond a limit that quarantines; with a thumbnail.
     """
-    body = picture.body
-    meta.statistics = checks.describe(stored[body], np.count_nonzero(body) / body.size, error)
+    thin = checks.thinned(picture.values.shape)
     meta.quality = checks.measure(picture, meta)
     meta.voxel_hash = voxel_hash(picture.values, picture.valid)
-    meta.likeness = likeness(picture.values, body, np.asarray(meta.affine))
+    meta.likeness = likeness(picture.values[thin], picture.body[thin], np.asarray(meta.affine))
     try:
         meta.flags = checks.judge(meta.quality, config.limits, config.actions)
     except QuarantineError as err:

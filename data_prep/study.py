@@ -41,12 +41,12 @@ class StudyJob:
     report_item: str
     """Keyed id of the report."""
     labels: dict[str, LabelValue]
-    site: str
-    """Keyed id of the institution."""
     keyring: Keyring
     config: PrepareConfig
     binary: str
     """dcm2niix."""
+    site: str = ""
+    """Keyed id of the institution."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -33,19 +33,25 @@ class Picture:
     """(D,)"""
 
 
-def describe(inside: NDArray[np.float32], foreground: float, error: float) -> Statistics:
+def thinned(shape: tuple[int, ...]) -> tuple[slice, slice, slice]:
+    """Index of every n-th voxel in the plane: what is judged coarsely is no better for more than 128 by 128."""
+    step = max(1, max(shape[1:]) // _COARSE)
+    return slice(None), slice(None, None, step), slice(None, None, step)
+
+
+def describe(inside: NDArray[np.float32], percentiles: NDArray[np.float64], foreground: float, error: float) -> Statistics:
     """Statistics of the body's voxels, to six digits.
 
     Args:
         inside: (N,) body voxels, the scanner's units.
+        percentiles: of them, at :data:`PERCENTILES`.
         foreground: their share of the volume.
         error: largest difference between a voxel and its stored value.
     """
-    found = np.percentile(inside, PERCENTILES)
     return Statistics(
         mean=_short(float(inside.mean(dtype=np.float64))),
         std=_short(float(inside.std(dtype=np.float64))),
-        percentiles=[_short(float(value)) for value in found],
+        percentiles=[_short(float(value)) for value in percentiles],
         foreground_share=_short(foreground),
         quantisation_error=_short(error),
     )
@@ -55,8 +61,7 @@ def measure(picture: Picture, meta: SeriesMeta) -> dict[str, float]:
     """Value of every check that can be judged, to four digits; the rest is absent."""
     values, body, valid = picture.values, picture.body, picture.valid
     affine = np.asarray(meta.affine)
-    step = max(1, max(values.shape[1:]) // _COARSE)
-    thin = (slice(None), slice(None, None, step), slice(None, None, step))
+    thin = thinned(values.shape)
     banding, outlier, shift = measures.slice_profile(values[thin], body[thin], valid)
     found: dict[str, float | None] = {
         "clipped": measures.clipped_share(values, body),
@@ -65,7 +70,7 @@ def measure(picture: Picture, meta: SeriesMeta) -> dict[str, float]:
         "ghosting": measures.ghosting(values[thin], valid),
         "banding": banding,
         "slice_outlier": outlier,
-        "slice_shift": None if shift is None else shift * step * meta.spacing_mm[1],
+        "slice_shift": None if shift is None else shift * (thin[1].step or 1) * meta.spacing_mm[1],
         "missing_slices": 1 - float(valid.mean()),
         "uneven_slices": measures.unevenness(meta.slice_position_mm, valid),
         "sheared": measures.shear_deg(affine),
