@@ -35,7 +35,7 @@ def correct_bias(
         spacing_mm: along (D, H, W).
         shrink: the field is estimated on every `shrink`-th voxel in the plane, and along D where slices are as dense.
     """
-    import SimpleITK as sitk  # noqa: N813 - its usual name
+    import SimpleITK as sitk
 
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     image = sitk.GetImageFromArray(np.maximum(values, 0))

@@ -1,9 +1,9 @@
 """The same volume twice: exact copies by a hash of the voxels, copies saved again by a hash of their likeness.
 
 Likeness is a hash of signs of a cosine transform (Zauner, Implementation and Benchmarking of Perceptual Image Hash
-Functions, 2010) in three dimensions, of block means on a grid that the volume's own centre and spread place: it does not
-see how the array lies in memory, where the picture ends, how the values are scaled, or a little noise. Few bits apart
-makes a candidate; the correlation of the two volumes' detail decides.
+Functions, 2010) in three dimensions, of block means on a grid that the volume's own centre and spread place: it does
+not see how the array lies in memory, where the picture ends, how the values are scaled, or a little noise. Few bits
+apart makes a candidate; the correlation of the two volumes' detail decides.
 """
 
 from __future__ import annotations
@@ -121,10 +121,10 @@ def detail_correlation(
 ) -> float:
     """Correlation of what is finer than a tenth of the body, each volume on its own canonical grid; best of three
     places along each axis."""
-    grids = [_canonical(v, a, _DETAIL_CELLS) for v, a in ((values, affine), (other, other_affine))]
-    if grids[0] is None or grids[1] is None:
+    one, two = _canonical(values, affine, _DETAIL_CELLS), _canonical(other, other_affine, _DETAIL_CELLS)
+    if one is None or two is None:
         return 0.0
-    first, second = (grid - uniform_filter(grid, 7) for grid in grids)
+    first, second = one - uniform_filter(one, 7), two - uniform_filter(two, 7)
     best = -1.0
     for axis in range(3):
         for shift in (-1, 0, 1):
@@ -213,7 +213,7 @@ def _canonical(values: Floats, affine: NDArray[np.float64], cells: int) -> Float
         if weights is None:
             return None
         grid = np.moveaxis(np.tensordot(weights, grid, (1, axis)), 0, axis)
-    return grid.transpose(np.argsort(world_axes(affine)))
+    return np.asarray(grid.transpose(np.argsort(world_axes(affine))), dtype=np.float32)
 
 
 def _blocks(profile: NDArray[np.float64], cells: int) -> Floats | None:

@@ -1,4 +1,4 @@
-"""One converted volume becomes a shard member: the contract's axes, air to zero, quantised voxels, its quality known."""
+"""One converted volume becomes a shard member: the contract's axes, air to zero, quantised voxels, known quality."""
 
 from __future__ import annotations
 

@@ -276,7 +276,9 @@ def _publish(store: ShardStore, inputs: _Inputs) -> PrepareSummary:
     return summary
 
 
-def _summarise(store: ShardStore, inputs: _Inputs, tally: Tally, entries: Sequence[Entry], found: Review) -> PrepareSummary:
+def _summarise(
+    store: ShardStore, inputs: _Inputs, tally: Tally, entries: Sequence[Entry], found: Review
+) -> PrepareSummary:
     samples = store.samples
     rows = inputs.labels.by_study.values()
     return PrepareSummary(

@@ -42,8 +42,8 @@ class Cohort:
         shared = [pair for pair in self.duplicates if {split.get(pair[0]), split.get(pair[1])} == {True, False}]
         if shared:
             raise CohortError(
-                f"{len(shared)} volume(s) stand in both train and test, first in the studies {' and '.join(shared[0])}: "
-                "scores would be flattered; prepare the data again with prepare.duplicates=drop"
+                f"{len(shared)} volume(s) stand in both train and test, first in the studies "
+                f"{' and '.join(shared[0])}: scores would be flattered; prepare the data again with prepare.duplicates=drop"
             )
 
     @property

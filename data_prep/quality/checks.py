@@ -39,7 +39,9 @@ def thinned(shape: tuple[int, ...]) -> tuple[slice, slice, slice]:
     return slice(None), slice(None, None, step), slice(None, None, step)
 
 
-def describe(inside: NDArray[np.float32], percentiles: NDArray[np.float64], foreground: float, error: float) -> Statistics:
+def describe(
+    inside: NDArray[np.float32], percentiles: NDArray[np.float64], foreground: float, error: float
+) -> Statistics:
     """Statistics of the body's voxels, to six digits.
 
     Args:

@@ -99,19 +99,23 @@ def render(
         check.quarantined = tally.pictures.get(check.name, [])
     checks.sort(key=lambda check: (-check.flagged - check.refused, check.name))
     twins = [_pair(pair, pictures) for pair in sorted(pairs, key=lambda pair: (pair.same_patient, pair.exact))[:PAIRS]]
-    page = _environment().get_template("page.html.j2").render(
-        css=(_HERE / "page.css").read_text("utf-8"),
-        dataset_id=dataset_id,
-        series=len(catalogue.rows),
-        studies=len(catalogue.samples),
-        flagged=sum(bool(row.flags) for row in catalogue.rows),
-        largest_error=catalogue.largest_error,
-        checks=checks,
-        sites=[_site(site, by_site[site], pictures) for site in shown],
-        more_sites=len(by_site) - len(shown),
-        refused=sorted((+refused).items(), key=lambda item: (-item[1], item[0])),
-        pairs=twins,
-        more_pairs=len(pairs) - len(twins),
+    page = (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            css=(_HERE / "page.css").read_text("utf-8"),
+            dataset_id=dataset_id,
+            series=len(catalogue.rows),
+            studies=len(catalogue.samples),
+            flagged=sum(bool(row.flags) for row in catalogue.rows),
+            largest_error=catalogue.largest_error,
+            checks=checks,
+            sites=[_site(site, by_site[site], pictures) for site in shown],
+            more_sites=len(by_site) - len(shown),
+            refused=sorted((+refused).items(), key=lambda item: (-item[1], item[0])),
+            pairs=twins,
+            more_pairs=len(pairs) - len(twins),
+        )
     )
     return page.encode()
 

@@ -117,8 +117,8 @@ class PrepareConfig:
     """Institutions as InstitutionName has them (the issuer where it is absent): their patients are the split
     `external`, whole."""
     external_after: str = ""
-    """Day as YYYYMMDD: patients with a study on it or later are the split `later`, with all their studies; the date stays
-    here."""
+    """Day as YYYYMMDD: patients with a study on it or later are the split `later`, with all their studies; the date
+    stays here."""
     duplicates: Duplicates = Duplicates.report
     """What happens where two studies hold the same volume."""
     limits: LimitsConfig = field(default_factory=LimitsConfig)

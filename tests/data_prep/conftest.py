@@ -35,7 +35,9 @@ def head(depth: int = 6, rows: int = 48, columns: int = 40, seed: int = 0) -> np
     d, r, c = np.mgrid[-1 : 1 : depth * 1j, -1 : 1 : rows * 1j, -1 : 1 : columns * 1j]
     values = np.where(np.hypot(r, c) < 0.8, 500 + 200 * d + 150 * r + 100 * c, 8) + rng.normal(0, 4, d.shape)
     if seed:
-        values += (np.hypot(r, c) < 0.8) * 150 * zoom(rng.normal(size=(3, 8, 8)), (depth / 3, rows / 8, columns / 8), order=1)
+        values += (
+            (np.hypot(r, c) < 0.8) * 150 * zoom(rng.normal(size=(3, 8, 8)), (depth / 3, rows / 8, columns / 8), order=1)
+        )
     values[:, 20:23, 30:33] = 900
     return np.clip(values, 0, 4000).astype(np.uint16)
 

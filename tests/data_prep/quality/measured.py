@@ -88,7 +88,9 @@ def _without_top(entry: Series, share: float) -> list[str]:
     kept = [slice(None)] * 3
     kept[axis] = slice(0, round(entry.picture.values.shape[axis] * (1 - share)))
     picture = checks.Picture(
-        values=entry.picture.values[tuple(kept)], body=entry.picture.body[tuple(kept)], valid=entry.picture.valid[kept[0]]
+        values=entry.picture.values[tuple(kept)],
+        body=entry.picture.body[tuple(kept)],
+        valid=entry.picture.valid[kept[0]],
     )
     meta = replace(entry.meta, slice_position_mm=entry.meta.slice_position_mm[kept[0]])
     return checks.judge(checks.measure(picture, meta), PrepareConfig().limits, {})

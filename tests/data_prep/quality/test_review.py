@@ -66,8 +66,8 @@ def test_row_23_a_copy_is_reported_its_patients_share_a_split_and_the_page_shows
     assert series is not None and series.num_rows == STUDIES
     rows = {row["study"]: row for row in series.to_pylist()}
     flagged = [row for row in rows.values() if row["flags"]]
-    assert [row["flags"] for row in flagged] == [["low_snr"]] and flagged[0]["low_snr"] < 6
-    assert summary.flags == {"low_snr": 1} and summary.flagged == 1
+    assert len(flagged) == 1 and "low_snr" in flagged[0]["flags"] and flagged[0]["low_snr"] < 6
+    assert summary.flags["low_snr"] == 1 and summary.flagged == 1
     assert len({row["site"] for row in rows.values()}) == 2
     for key, row in rows.items():
         stored = manifest.study(key).series[0]
