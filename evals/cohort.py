@@ -43,7 +43,8 @@ class Cohort:
         if shared:
             raise CohortError(
                 f"{len(shared)} volume(s) stand in both train and test, first in the studies "
-                f"{' and '.join(shared[0])}: scores would be flattered; prepare the data again with prepare.duplicates=drop"
+                f"{' and '.join(shared[0])}: scores would be flattered; prepare the data again with "
+                "prepare.duplicates=drop"
             )
 
     @property
