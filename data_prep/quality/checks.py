@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,6 +86,26 @@ def measure(picture: Picture, meta: SeriesMeta) -> dict[str, float]:
     return {name: float(f"{value:.4g}") for name, value in sorted(found.items()) if value is not None}
 
 
+def limit_of(limits: LimitsConfig) -> dict[str, float]:
+    """Limit of every check, by name."""
+    return {
+        "banding": limits.banding,
+        "blank_slices": limits.blank_slices,
+        "clipped": limits.clipped,
+        "coarse_voxels": limits.coarse_voxels,
+        "cut_off": limits.cut_off,
+        "ghosting": limits.ghosting,
+        "low_contrast": limits.low_contrast,
+        "low_snr": limits.low_snr,
+        "missing_slices": limits.missing_slices,
+        "sheared": limits.sheared,
+        "short_coverage": limits.short_coverage,
+        "slice_outlier": limits.slice_outlier,
+        "slice_shift": limits.slice_shift,
+        "uneven_slices": limits.uneven_slices,
+    }
+
+
 def judge(values: dict[str, float], limits: LimitsConfig, actions: Mapping[str, Action]) -> list[str]:
     """Names of the checks that a series fails, in order of their names.
 
@@ -93,8 +113,8 @@ def judge(values: dict[str, float], limits: LimitsConfig, actions: Mapping[str, 
         QuarantineError: one of them quarantines; its name is the reason.
     """
     failed = []
-    for check in sorted(field.name for field in fields(limits)):
-        value, limit, action = values.get(check), getattr(limits, check), actions.get(check, Action.flag)
+    for check, limit in limit_of(limits).items():
+        value, action = values.get(check), actions.get(check, Action.flag)
         if value is None or action is Action.ignore:
             continue
         if value < limit if check in BELOW else value > limit:

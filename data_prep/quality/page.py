@@ -14,7 +14,7 @@ import numpy as np
 from data_prep.duplicates import Duplicate
 from data_prep.ledger import Tally
 from data_prep.quality.catalogue import CHECKS, Catalogue, Row
-from data_prep.quality.checks import BELOW
+from data_prep.quality.checks import BELOW, limit_of
 from data_prep.quality.pictures import stored_thumbnail
 from fm.config.prepare import PrepareConfig
 from fm.config.quality import Action, LimitsConfig
@@ -155,7 +155,7 @@ def _check(
     return CheckView(
         name=name,
         words=keys(LimitsConfig)[name].doc,
-        limit=getattr(config.limits, name),
+        limit=limit_of(config.limits)[name],
         below=name in BELOW,
         action=config.actions.get(name, Action.flag).value,
         judged=len(judged),
