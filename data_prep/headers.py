@@ -101,6 +101,7 @@ class Identity:
     birth_date: str
     age: str
     sex: str
+    institution: str = ""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -370,4 +371,5 @@ def _identity(ds: Dataset) -> Identity:
         birth_date=str(ds.get("PatientBirthDate", "") or ""),
         age=str(ds.get("PatientAge", "") or ""),
         sex=str(ds.get("PatientSex", "") or ""),
+        institution=str(ds.get("InstitutionName", "") or "").strip(),
     )

@@ -14,6 +14,9 @@ from typing import Any
 NO_SPACE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 """Error numbers of a disk, quota or file size limit that is full: the run stops, nothing is quarantined for it."""
 
+MAX_PICTURES = 12
+"""Thumbnails kept of each reason."""
+
 
 class Reason(StrEnum):
     """Why something was quarantined; the code stands in ``quarantine.jsonl``."""
@@ -43,7 +46,7 @@ class Reason(StrEnum):
     IRREGULAR_SLICES = "irregular_slices"
     """Slice positions fit no regular grid."""
     MISSING_SLICES = "missing_slices"
-    """Slices are missing, and prepare.gaps says quarantine."""
+    """Slices are missing, and prepare.gaps or prepare.actions says quarantine."""
     DUPLICATE_CONFLICT = "duplicate_conflict"
     """Two slices at one place, or under one UID, hold different pixels."""
     BAD_RESCALE = "bad_rescale"
@@ -62,6 +65,20 @@ class Reason(StrEnum):
     """Nothing but air."""
     BURNED_IN = "burned_in"
     """Text seems to be written into the pixels: look at it, and set prepare.burned_in=keep if it is none."""
+    CLIPPED = "clipped"
+    LOW_CONTRAST = "low_contrast"
+    BLANK_SLICES = "blank_slices"
+    LOW_SNR = "low_snr"
+    GHOSTING = "ghosting"
+    BANDING = "banding"
+    SLICE_OUTLIER = "slice_outlier"
+    SLICE_SHIFT = "slice_shift"
+    SHORT_COVERAGE = "short_coverage"
+    CUT_OFF = "cut_off"
+    UNEVEN_SLICES = "uneven_slices"
+    SHEARED = "sheared"
+    COARSE_VOXELS = "coarse_voxels"
+    """Beyond prepare.limits.<this>, where prepare.actions says quarantine; docs/quality.md says what each means."""
     OUT_OF_MEMORY = "out_of_memory"
     """Needs more than prepare.memory_limit_gib."""
     WORKER_DIED = "worker_died"
@@ -116,6 +133,8 @@ class QuarantineError(Exception):
     def __init__(self, reason: Reason) -> None:
         super().__init__(reason.value)
         self.reason = reason
+        self.picture = ""
+        """Thumbnail of what a quality check refused."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -154,6 +173,14 @@ class Tally:
     invalid_slices: int = 0
     split_series: int = 0
     """Series that held several geometries or echoes and were split."""
+    pictures: dict[str, list[str]] = field(default_factory=dict)
+    """Thumbnails of some volumes that a quality check refused, by reason."""
+
+    def show(self, reason: str, picture: str) -> None:
+        """Keep a thumbnail, unless there is none or its reason has enough."""
+        kept = self.pictures.setdefault(reason, []) if picture else []
+        if len(kept) < MAX_PICTURES:
+            kept.append(picture)
 
     def add(self, other: Tally) -> None:
         """Take in another tally."""
@@ -166,6 +193,9 @@ class Tally:
         self.contrasts.update(other.contrasts)
         self.invalid_slices += other.invalid_slices
         self.split_series += other.split_series
+        for reason, pictures in other.pictures.items():
+            for picture in pictures:
+                self.show(reason, picture)
 
     @property
     def quarantined_files(self) -> int:

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from data_prep.beside import SUMMARY, next_number
+from data_prep.bias import require_n4
 from data_prep.catalogue import Catalogue
 from data_prep.convert import converter
 from data_prep.headers import silence_pydicom
@@ -28,6 +29,7 @@ from data_prep.publication import publish_dataset
 from data_prep.remote import is_url
 from data_prep.shards import ShardBuilder, ShardStore
 from data_prep.sources import private_folder
+from data_prep.splits import site_of
 from data_prep.study import StudyJob, guarded_study, lost_study
 from data_prep.summary import PrepareSummary
 from data_prep.tables import Linked, label_values, link, read_table
@@ -70,6 +72,8 @@ def prepare(
         if path is not None and not os.path.isfile(path):
             raise UserError(f"{name}={path} does not exist; give a CSV or JSONL file")
     open_store(out)
+    if config.n4:
+        require_n4()
     key_file = Path(config.key_file) if config.key_file else default_key_file(out)
     keyring = open_keyring(key_file, out)
     restricted = Restricted(key_file, keyring.item(out)[:8])
@@ -210,6 +214,7 @@ def _jobs(
             report=None if report is None else report["text"],
             report_item=inputs.reports.items.get(uid, ""),
             labels=label_values(inputs.labels.by_study.get(uid, {}), inputs.config.labels)[0],
+            site=inputs.keyring.site(site_of(headers, inputs.config.site)),
             keyring=inputs.keyring,
             config=inputs.config,
             binary=binary,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -19,8 +20,10 @@ from data_prep.beside import (
 )
 from data_prep.keys import write_link_table
 from data_prep.ledger import Entry, Tally
+from data_prep.quality.checks import limit_of
+from data_prep.quality.page import Rules
+from data_prep.quality.review import PAGE, Review, review
 from data_prep.shards import ShardStore
-from data_prep.splits import extend_splits, split_patients
 from data_prep.summary import PrepareSummary, count_reasons
 from data_prep.tables import label_values
 from data_prep.task import VERSION, Inputs, Plan
@@ -59,20 +62,24 @@ def publish_dataset(store: ShardStore, inputs: Inputs, plan: Plan) -> PrepareSum
         entries += [entry for entry in read_quarantine(inputs.out) if json.dumps(entry.as_json()) not in known]
     write_link_table(inputs.restricted.links, _links(inputs))
     write_quarantine(inputs.out, entries)
-    samples = _samples(store, inputs, base)
+    samples = _samples(store, base)
     if not len(samples):
         raise UserError(
             f"nothing could be prepared: {tally.quarantined_files} files are quarantined, see "
             f"{inputs.out}/quarantine.jsonl"
         )
     shards = [*(base.shards if base is not None else []), *store.shards]
-    summary = _summarise(inputs, plan, tally, entries, samples)
+    found = review(inputs, plan, shards, samples)
+    samples = samples.with_splits(found.splits)
+    summary = _summarise(inputs, plan, tally, entries, samples, found)
     summary.shards = len(shards)
     summary.dataset_id = dataset_hash(shards, samples)
     summary.reports = whole.reports
+    rules = Rules(entries=entries, pictures=tally.pictures, limits=summary.limits, actions=summary.actions)
     fs, root = open_store(inputs.out)
     publish(fs, f"{root}/{ledger_name(history)}", whole.ledger)
     publish(fs, f"{root}/{SUMMARY}", summary.to_json())
+    publish(fs, f"{root}/{PAGE}", found.page(rules, summary.dataset_id))
     versions = {
         "prepare": VERSION,
         "deidentification": deid.VERSION,
@@ -80,27 +87,20 @@ def publish_dataset(store: ShardStore, inputs: Inputs, plan: Plan) -> PrepareSum
         "input": inputs.fingerprint,
         "settings": inputs.settings,
     }
-    write_index(inputs.out, shards, samples, versions, history)
+    write_index(inputs.out, shards, samples, versions, history, found.tables())
     if base is not None:
         remove_others(inputs.out, Manifest.open(inputs.out))
     return summary
 
 
-def _samples(store: ShardStore, inputs: Inputs, base: Manifest | None) -> SampleTable:
-    """The rows of the index, each in its split."""
+def _samples(store: ShardStore, base: Manifest | None) -> SampleTable:
+    """The rows of the index; the new ones have no split yet."""
     tables = [SampleTable.of(settled.samples) for settled in store.settled() if settled.samples]
-    config, keyring = inputs.config, inputs.keyring
-    new = [patient for table in tables for patient in table.column("patient").to_pylist()]
-    if base is None:
-        splits = split_patients(new, config.test_fraction, config.split_seed, keyring)
-        return SampleTable.join([table.with_splits(splits) for table in tables])
-    standing = dict(zip(*(base.samples.column(name).to_pylist() for name in ("patient", "split")), strict=True))
-    splits = extend_splits(standing, new, config.test_fraction, config.split_seed, keyring)
-    return SampleTable.join([base.samples, *(table.with_splits(splits) for table in tables)])
+    return SampleTable.join([*([] if base is None else [base.samples]), *tables])
 
 
 def _summarise(
-    inputs: Inputs, plan: Plan, tally: Tally, entries: Sequence[Entry], samples: SampleTable
+    inputs: Inputs, plan: Plan, tally: Tally, entries: Sequence[Entry], samples: SampleTable, found: Review
 ) -> PrepareSummary:
     rows = inputs.labels.by_study.values()
     splits = samples.column("split").to_pylist()
@@ -118,7 +118,10 @@ def _summarise(
         members=tally.members,
         missing_slices=tally.invalid_slices,
         shards=0,
-        splits={word: splits.count(word) for word in ("train", "test")},
+        splits={"train": 0, "test": 0} | Counter(sorted(splits)),
+        limits=limit_of(inputs.config.limits),
+        actions={check: action.value for check, action in sorted(inputs.config.actions.items())},
+        **found.counts(),
         contrasts=dict(sorted(tally.contrasts.items())),
         reports=0,
         refused_reports=count_reasons(entries, "report"),

@@ -48,6 +48,8 @@ class StudyJob:
     config: PrepareConfig
     binary: str
     """dcm2niix."""
+    site: str = ""
+    """Keyed id of the institution."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -150,6 +152,7 @@ def process_study(job: StudyJob) -> StudyResult:
         sex=deid.sex(identity),
         report=sample.report,
         labels=job.labels,
+        site=job.site,
     )
     members = {"json": to_json(meta), **sample.members}
     return StudyResult(
@@ -233,9 +236,10 @@ def _store(sample: _Sample, converted: _Converted) -> None:
         name = _name(sample, contrast, agent, volume.b_value)
         frame = sample.frames.setdefault(scan.frame_of_reference or converted.series_uid, len(sample.frames))
         try:
-            member = encode_series(volume, scan, recognition, name, frame, config.quantisation_bits)
+            member = encode_series(volume, scan, recognition, name, frame, config)
         except QuarantineError as err:
             failure = err.reason
+            sample.tally.show(err.reason, err.picture)
             if len(volumes) > 1:
                 sample.quarantine(
                     err.reason, 0, "volume", converted.series_uid, str(converted.stack), str(volume.index)

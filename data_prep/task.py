@@ -19,7 +19,7 @@ from data_prep.tables import Linked, file_hash
 from fm.config.prepare import PrepareConfig
 from fm.data.index import Manifest
 
-VERSION = "2"
+VERSION = "3"
 """Version of the preparation; recorded in the manifest."""
 _NOT_IN_BYTES = (
     "key_file",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 
 from fm.config.errors import ConfigError
+from fm.config.quality import Action, LimitsConfig
 
 PHANTOM_LABELS = (
     "lesion",
@@ -77,6 +78,15 @@ class UnknownReports(StrEnum):
     """Counted and quarantined."""
 
 
+class Duplicates(StrEnum):
+    """What happens where two studies hold the same volume."""
+
+    report = "report"
+    """Both stay, their patients in one split; the pairs are in ``duplicates.parquet`` and counted."""
+    drop = "drop"
+    """One study of each pair is in no split: it is neither trained on nor evaluated."""
+
+
 @dataclass(kw_only=True, slots=True)
 class PrepareConfig:
     """How DICOM becomes shards."""
@@ -103,6 +113,25 @@ class PrepareConfig:
     """Share of patients held out in the split `test`; the others are `train`."""
     split_seed: int = 0
     """Another number draws another split under the same key."""
+    stratify: list[str] = field(default_factory=list)
+    """Labels, or sex, region, site, vendor: the share is held out within each combination of their values, by the
+    patient's first study."""
+    external_sites: list[str] = field(default_factory=list)
+    """Institutions as InstitutionName has them (the issuer where it is absent): their patients are the split
+    `external`, whole."""
+    external_after: str = ""
+    """Day as YYYYMMDD: patients with a study on it or later are the split `later`, with all their studies; the date
+    stays here."""
+    duplicates: Duplicates = Duplicates.report
+    """What happens where two studies hold the same volume."""
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    """Limits of the checks of image quality."""
+    actions: dict[str, Action] = field(default_factory=dict)
+    """What happens to a series beyond a limit, by the check's name; flag where none is given."""
+    n4: bool = False
+    """Estimate the receive field inside the body and divide it out (N4); needs SimpleITK, and seconds a series."""
+    n4_shrink: int = 4
+    """N4 works on every n-th voxel in the plane."""
     unknown_reports: UnknownReports = UnknownReports.refuse
     """What a report for a study that is not in the input means."""
     report_sections: list[str] = field(default_factory=lambda: list(REPORT_SECTIONS))
@@ -143,7 +172,13 @@ class PrepareConfig:
             raise ConfigError(
                 f"prepare.report_sections={self.report_sections}: choose among {', '.join(REPORT_SECTIONS)}"
             )
+        known = {check.name for check in fields(LimitsConfig)}
+        if unknown := sorted(set(self.actions) - known):
+            raise ConfigError(f"prepare.actions.{unknown[0]}: no such check; choose among {', '.join(sorted(known))}")
+        if self.external_after and not (len(self.external_after) == 8 and self.external_after.isdigit()):
+            raise ConfigError(f"prepare.external_after={self.external_after}: give a day as YYYYMMDD")
         for name, value in (
+            ("n4_shrink", self.n4_shrink),
             ("report_max_chars", self.report_max_chars),
             ("shard_mib", self.shard_mib),
             ("convert_timeout_s", self.convert_timeout_s),

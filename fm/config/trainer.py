@@ -177,6 +177,7 @@ class TrainerConfig:
                     f"trainer.keep_best={self.keep_best} by {self.best_metric} needs trainer.probe_every_steps to be a "
                     f"multiple of trainer.checkpoint_every_steps={self.checkpoint_every_steps}, not {every}"
                 )
+
     def _check_offload(self) -> None:
         if self.offload_optimizer is not Offload.none and self.stage == 0:
             raise ConfigError("trainer.offload_optimizer needs a sharded optimiser: use trainer.stage=1, 2 or 3")

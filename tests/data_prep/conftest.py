@@ -12,6 +12,7 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from scipy.ndimage import zoom
 
 from data_prep.convert import converter
 from data_prep.headers import Header, HeaderReader
@@ -31,10 +32,15 @@ def uid(text: str) -> str:
 
 
 def head(depth: int = 6, rows: int = 48, columns: int = 40, seed: int = 0) -> np.ndarray:
-    """(slice, row, column) uint16: a bright ellipsoid with a gradient and a mark, in noise."""
+    """(slice, row, column) uint16: a bright ellipsoid with a gradient and a mark, in noise; seeds above 0 have each
+    a structure of its own, so that they are no duplicates."""
     rng = np.random.default_rng(seed)
     d, r, c = np.mgrid[-1 : 1 : depth * 1j, -1 : 1 : rows * 1j, -1 : 1 : columns * 1j]
     values = np.where(np.hypot(r, c) < 0.8, 500 + 200 * d + 150 * r + 100 * c, 8) + rng.normal(0, 4, d.shape)
+    if seed:
+        values += (
+            (np.hypot(r, c) < 0.8) * 150 * zoom(rng.normal(size=(3, 8, 8)), (depth / 3, rows / 8, columns / 8), order=1)
+        )
     values[:, 20:23, 30:33] = 900
     return np.clip(values, 0, 4000).astype(np.uint16)
 

@@ -17,9 +17,7 @@ import webdataset
 from pydicom.data import get_testdata_file
 
 from data_prep import shards
-from data_prep.keys import Keyring
 from data_prep.prepare import prepare
-from data_prep.splits import split_patients
 from data_prep.summary import PrepareSummary
 from fm.config.errors import UserError
 from fm.config.prepare import PrepareConfig
@@ -55,11 +53,14 @@ def test_an_archive_becomes_a_dataset(archive: Path) -> None:
     out = archive / "out"
     assert verify(str(out)).problems == []
     assert sorted(p.name for p in out.iterdir()) == [
+        "duplicates.parquet",
         "ledger.jsonl",
         "manifest.json",
         "prepare.json",
+        "qc.html",
         "quarantine.jsonl",
         "samples.parquet",
+        "series.parquet",
         "shard-000000.tar",
     ]
     manifest = Manifest.open(str(out))
@@ -308,18 +309,6 @@ def test_row_21_reports_that_cannot_be_used_leave_their_study_with_images_alone(
     manifest = Manifest.open(str(archive / "out"))
     reports = [manifest.study(key).report for key in manifest.keys]
     assert [report.findings for report in reports if report is not None] == ["Normal brain."]
-
-
-def test_the_split_meets_its_share_and_keeps_its_order(keyring: Keyring) -> None:
-    patients = [f"p{n}" for n in range(50)]
-    split = split_patients(patients, 0.4, 0, keyring)
-    assert sum(where == "test" for where in split.values()) == 20
-    fewer = split_patients(patients, 0.2, 0, keyring)
-    assert {p for p, where in fewer.items() if where == "test"} < {p for p, where in split.items() if where == "test"}
-    assert split_patients(patients[::-1], 0.4, 0, keyring) == split
-    assert split_patients(patients, 0.4, 1, keyring) != split
-    assert set(split_patients(patients, 0.0, 0, keyring).values()) == {"train"}
-    assert sorted(split_patients(["a", "b"], 0.01, 0, keyring).values()) == ["test", "train"]
 
 
 def test_object_storage_gets_the_same_dataset(archive: Path) -> None:

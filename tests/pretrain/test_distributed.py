@@ -78,6 +78,8 @@ def test_a_run_leaves_an_account_of_all_ranks_and_hands_it_on_with_the_encoder(
     assert account["gpu_kwh"] is None and account["not_measured"]["gpu_kwh"] == "no GPU was used"
     handed_on = json.loads((run / "export" / "cost.json").read_text())
     assert handed_on["total"]["attempts"] == 1 and handed_on["attempts"][0]["step"] == 5
+
+
 def test_row_37_zero_3_that_accumulates_equals_zero_2(two_rank_runs: dict[str, Path], rows: Rows) -> None:
     """Cached gradients make two forward passes of each micro-batch through weights that lie cut."""
     cut, sharded = two_rank_runs["zero3"], two_rank_runs["sharded"]
