@@ -60,6 +60,11 @@ def verify(url: str) -> VerifyReport:
         for sample in samples:
             report.studies += 1
             report.series += _check_study(payload, sample, report.problems)
+    for name in manifest.tables:
+        try:
+            manifest.table(name)
+        except DatasetError as err:
+            report.problems.append(str(err))
     return report
 
 
