@@ -227,4 +227,5 @@ def _blocks(profile: NDArray[np.float64], cells: int) -> Floats | None:
     half = _REACH * max(float(np.sqrt(profile @ (at - centre) ** 2 / total)), 0.25)
     edges = np.linspace(centre - half, centre + half, cells + 1)
     overlap = np.minimum(edges[1:, None], at + 0.5) - np.maximum(edges[:-1, None], at - 0.5)
-    return (np.clip(overlap, 0, None) * cells / (2 * half)).astype(np.float32)
+    weights: Floats = (np.clip(overlap, 0, None) * cells / (2 * half)).astype(np.float32)
+    return weights
