@@ -235,7 +235,7 @@ def _near(series: Sequence[Fingerprint]) -> Iterator[tuple[int, int, int]]:
 
 def _canonical(values: Floats, affine: NDArray[np.float64], cells: int) -> Floats | None:
     """(cells, cells, cells) block means, axes R, A, S, centred on the brightness and scaled to its spread."""
-    grid = np.asarray(values, dtype=np.float32)
+    grid: Floats = np.asarray(values, dtype=np.float32)
     plane = grid.sum(axis=2)
     profiles = plane.sum(axis=1), plane.sum(axis=0), grid.sum(axis=(0, 1))
     for axis, profile in enumerate(profiles):
@@ -243,7 +243,8 @@ def _canonical(values: Floats, affine: NDArray[np.float64], cells: int) -> Float
         if weights is None:
             return None
         grid = np.moveaxis(np.tensordot(weights, grid, (1, axis)), 0, axis)
-    return np.asarray(grid.transpose(np.argsort(world_axes(affine))), dtype=np.float32)
+    turned: Floats = grid.transpose(np.argsort(world_axes(affine)))
+    return turned
 
 
 def _blocks(profile: NDArray[np.float64], cells: int) -> Floats | None:
@@ -256,4 +257,5 @@ def _blocks(profile: NDArray[np.float64], cells: int) -> Floats | None:
     half = _REACH * max(float(np.sqrt(profile @ (at - centre) ** 2 / total)), 0.25)
     edges = np.linspace(centre - half, centre + half, cells + 1)
     overlap = np.minimum(edges[1:, None], at + 0.5) - np.maximum(edges[:-1, None], at - 0.5)
-    return (np.clip(overlap, 0, None) * cells / (2 * half)).astype(np.float32)
+    weights: Floats = (np.clip(overlap, 0, None) * cells / (2 * half)).astype(np.float32)
+    return weights

@@ -43,11 +43,7 @@ def encode_series(
     Raises:
         QuarantineError: constant, not finite, singular, without a body, or beyond a quality limit that quarantines.
     """
-    if not np.isfinite(volume.values).all():
-        raise QuarantineError(Reason.NOT_FINITE)
-    acquired = volume.values[:, :, volume.slice_valid]
-    if acquired.size == 0 or float(acquired.min()) == float(acquired.max()):
-        raise QuarantineError(Reason.CONSTANT)
+    _check_values(volume)
     try:
         axes = canonical_axes(volume.affine, volume.values.shape, slice_axis=2)
     except ValueError:
@@ -101,6 +97,15 @@ def encode_series(
     meta.statistics = checks.describe(inside, percentiles, inside.size / air.size, encoded.max_error)
     _assess(meta, checks.Picture(values=acquired_values, body=~air, valid=valid), config)
     return SeriesMember(meta=meta, payload=encoded.payload)
+
+
+def _check_values(volume: Volume) -> None:
+    """Refuse what is no picture: NaN, infinite, or one value throughout."""
+    if not np.isfinite(volume.values).all():
+        raise QuarantineError(Reason.NOT_FINITE)
+    acquired = volume.values[:, :, volume.slice_valid]
+    if acquired.size == 0 or float(acquired.min()) == float(acquired.max()):
+        raise QuarantineError(Reason.CONSTANT)
 
 
 def _assess(meta: SeriesMeta, picture: checks.Picture, config: PrepareConfig) -> None:

@@ -124,4 +124,6 @@ def test_a_table_that_was_changed_is_refused(archive: Path) -> None:
     manifest = Manifest.open(str(archive / "out"))
     with pytest.raises(DatasetError, match=r"duplicates\.parquet is not the one"):
         manifest.table("duplicates.parquet")
+    (problem,) = verify(str(archive / "out")).problems
+    assert "duplicates.parquet" in problem
     assert manifest.table("nothing.parquet") is None
