@@ -19,9 +19,9 @@ from data_prep.keys import Keyring
 from data_prep.ledger import NO_SPACE, Entry, QuarantineError, Reason, Rule, Tally
 from data_prep.nifti import load_nifti
 from data_prep.normalise import encode_series
+from data_prep.reports.text import clean_report
 from data_prep.sequences import is_localizer, recognise
 from data_prep.stacks import Stack, drop_duplicates, shell_of, split_series
-from data_prep.text import clean_report
 from fm.config.errors import UserError
 from fm.config.prepare import BurnedIn, Gaps, PrepareConfig, Volumes
 from fm.data.sample import Agent, Contrast, LabelValue, Report, SeriesMeta, StudyMeta, to_json

@@ -1,8 +1,8 @@
 """Reports to de-identified sections.
 
-Two nets: every identifier of this patient's own headers (:mod:`data_prep.people`), then rules that need no header
-(:mod:`data_prep.scrub`). What is found becomes ``[removed]``. A report in which a known identifier survives is not
-passed on. What both nets miss is measured: docs/deidentification.md.
+Two nets: every identifier of this patient's own headers (:mod:`.people`), then rules that need no header
+(:mod:`.scrub`). What is found becomes ``[removed]``. A report in which a known identifier survives is not passed on.
+What both nets miss is measured: docs/deidentification.md.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Collection, Sequence
 
 from data_prep.headers import Identity
 from data_prep.ledger import QuarantineError, Reason
-from data_prep.people import REMOVED, known, survivors
-from data_prep.scrub import scrub
+from data_prep.reports.people import REMOVED, known, survivors
+from data_prep.reports.scrub import scrub
 from fm.config.prepare import REPORT_SECTIONS
 from fm.data.sample import Report
 
