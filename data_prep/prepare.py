@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from data_prep import deid
 from data_prep.convert import converter
+from data_prep.deface import confidentiality_options, require_decision
 from data_prep.headers import Header, silence_pydicom
 from data_prep.inventory import Inventory, take_inventory
 from data_prep.keys import Keyring, default_key_file, is_placeholder, open_keyring, write_link_table
@@ -26,10 +27,11 @@ from data_prep.ledger import NO_SPACE, Entry, Reason, Tally
 from data_prep.persons import Persons, read_persons
 from data_prep.pool import Workers
 from data_prep.shards import ShardBuilder, ShardStore
+from data_prep.side_inputs import PATHS, SideInputs, check_side_inputs, explain, read_side_inputs
 from data_prep.sources import private_folder
 from data_prep.study import StudyJob, guarded_study, lost_study
 from data_prep.summary import PrepareSummary, count_reasons
-from data_prep.tables import Linked, file_hash, label_values, link, read_table
+from data_prep.tables import file_hash, label_values
 from fm.config.errors import UserError
 from fm.config.prepare import PrepareConfig, UnknownReports
 from fm.data.index import MANIFEST, Manifest, dataset_hash, open_store, publish, write_index
@@ -50,8 +52,7 @@ class _Inputs:
     keyring: Keyring
     key_file: Path
     inventory: Inventory
-    reports: Linked
-    labels: Linked
+    side: SideInputs
     persons: Persons
     fingerprint: str
 
@@ -76,8 +77,9 @@ def prepare(
     Args:
         input: local folder, searched through all subfolders and zip archives; one zip archive; a
             DICOMDIR; or a tree of NIfTI files (prepare.source).
-        reports: CSV or JSONL with study_uid or accession, patient_id, text; None: images only.
-        labels: CSV with study_uid or accession, and the columns of `config.labels`; None: none.
+        reports: table with study_uid or accession, patient_id, text; folder of text files or of DICOM structured
+            reports (prepare.report_source); None: images only.
+        labels: table with study_uid, series_uid or accession, and the columns of `config.labels`; None: none.
         out: folder or URL of the dataset.
         config: how to prepare.
         workers: processes.
@@ -90,9 +92,7 @@ def prepare(
     binary = converter()
     if not os.path.exists(input):
         raise UserError(f"input={input} is not a folder, a zip archive or a DICOMDIR: it does not exist")
-    for name, path in (("reports", reports), ("labels", labels)):
-        if path is not None and not os.path.isfile(path):
-            raise UserError(f"{name}={path} does not exist; give a CSV or JSONL file")
+    check_side_inputs(reports, labels, config)
     open_store(out)
     key_file = Path(config.key_file) if config.key_file else default_key_file(out)
     keyring = open_keyring(key_file, out)
@@ -112,11 +112,11 @@ def prepare(
             keyring=keyring,
             key_file=key_file,
             inventory=inventory,
-            reports=_linked(reports, "report", ("patient_id", "text"), inventory, keyring, persons),
-            labels=_linked(labels, "label", (), inventory, keyring, persons),
+            side=read_side_inputs(reports, labels, inventory.studies, keyring, persons, config),
             persons=persons,
             fingerprint=_fingerprint(inventory, reports, labels, config, keyring),
         )
+        require_decision(inventory.studies, config)
         summary = _finished(inputs) or _make(inputs, binary, pool, bar)
     if summary.unknown_reports and config.unknown_reports == UnknownReports.refuse:
         raise UserError(
@@ -151,14 +151,6 @@ def _progress() -> Progress:
     return Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
 
 
-def _linked(
-    path: str | None, kind: str, needs: tuple[str, ...], inventory: Inventory, keyring: Keyring, persons: Persons
-) -> Linked:
-    if path is None:
-        return Linked()
-    return link(read_table(path, f"{kind}s", needs), inventory.studies, keyring, kind, persons)
-
-
 def _fingerprint(
     inventory: Inventory, reports: str | None, labels: str | None, config: PrepareConfig, keyring: Keyring
 ) -> str:
@@ -170,10 +162,12 @@ def _fingerprint(
             name = inventory.names[header.path]
             digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
     settings = asdict(config)
-    for irrelevant in ("key_file", "memory_limit_gib", "convert_timeout_s", "unknown_reports", "link_file"):
+    for irrelevant in ("key_file", "memory_limit_gib", "convert_timeout_s", "unknown_reports"):
         settings.pop(irrelevant)
-    tables = (file_hash(table) for table in (reports, labels, config.link_file or None))
-    parts = (digest.hexdigest(), *tables, json.dumps(settings, sort_keys=True), VERSION, deid.VERSION)
+    # what a path holds decides, not where it lies
+    paths = [settings.pop(name) or None for name in PATHS]
+    hashes = (file_hash(path) for path in (reports, labels, *paths))
+    parts = (digest.hexdigest(), *hashes, json.dumps(settings, sort_keys=True), VERSION, deid.VERSION)
     return keyring.digest("fingerprint", *parts)
 
 
@@ -213,19 +207,24 @@ def _make(inputs: _Inputs, binary: str, pool: Workers, bar: Progress) -> Prepare
 def _jobs(inputs: _Inputs, binary: str) -> dict[str, StudyJob]:
     """Jobs by study key, in key order."""
     jobs: dict[str, StudyJob] = {}
+    side = inputs.side
     for uid, headers in inputs.inventory.studies.items():
-        report = inputs.reports.by_study.get(uid)
+        report = side.reports.by_study.get(uid)
+        series = {header.series_uid for header in headers}
         key = inputs.keyring.study(uid)
         jobs[key] = StudyJob(
             key=key,
             patient=inputs.patient(headers),
             headers=headers,
             report=None if report is None else report["text"],
-            report_item=inputs.reports.items.get(uid, ""),
-            labels=label_values(inputs.labels.by_study.get(uid, {}), inputs.config.labels)[0],
+            report_item=side.reports.items.get(uid, ""),
+            labels=label_values(side.labels.by_study.get(uid, {}), inputs.config.labels)[0],
             keyring=inputs.keyring,
             config=inputs.config,
             binary=binary,
+            series_labels=side.series_labels(series, inputs.config.labels),
+            masks=side.masks.of(series),
+            brain_masks=side.brain_masks.of(series),
         )
     return dict(sorted(jobs.items()))
 
@@ -257,8 +256,9 @@ def _publish(store: ShardStore, inputs: _Inputs) -> PrepareSummary:
     if tally.files != inputs.inventory.files:
         raise AssertionError(f"{inputs.inventory.files} files went in, {tally.files} are accounted for")
     fs, root = open_store(inputs.out)
-    write_link_table(inputs.link_table, [*inputs.inventory.sources, *_study_links(inputs)])
-    entries = [*tally.entries, *inputs.reports.entries, *inputs.labels.entries]
+    entries = [*tally.entries, *inputs.side.entries]
+    explained = explain(entries, inputs.inventory.studies, inputs.side.sources, inputs.keyring)
+    write_link_table(inputs.link_table, [*inputs.inventory.sources, *explained, *_study_links(inputs)])
     lines = "".join(json.dumps(entry.as_json(), sort_keys=True) + "\n" for entry in entries)
     publish(fs, f"{root}/{QUARANTINE}", lines.encode())
     samples = store.samples
@@ -275,7 +275,7 @@ def _publish(store: ShardStore, inputs: _Inputs) -> PrepareSummary:
     versions = {
         "prepare": VERSION,
         "deidentification": deid.VERSION,
-        "confidentiality_options": deid.CONFIDENTIALITY_OPTIONS,
+        "confidentiality_options": confidentiality_options(deid.CONFIDENTIALITY_OPTIONS, inputs.config.deface),
         "input": store.fingerprint,
     }
     write_index(inputs.out, store.shards, samples, versions)
@@ -284,7 +284,8 @@ def _publish(store: ShardStore, inputs: _Inputs) -> PrepareSummary:
 
 def _summarise(store: ShardStore, inputs: _Inputs, tally: Tally, entries: Sequence[Entry]) -> PrepareSummary:
     samples = store.samples
-    rows = inputs.labels.by_study.values()
+    labels, reports = inputs.side.labels, inputs.side.reports
+    rows = [*labels.by_study.values(), *labels.by_series.values()]
     return PrepareSummary(
         dataset_id=dataset_hash(store.shards, samples),
         out=inputs.out,
@@ -303,13 +304,15 @@ def _summarise(store: ShardStore, inputs: _Inputs, tally: Tally, entries: Sequen
         contrasts=dict(sorted(tally.contrasts.items())),
         reports=store.reports,
         refused_reports=count_reasons(entries, "report"),
-        labelled=len(inputs.labels.by_study),
+        labelled=len(labels.by_study),
         refused_labels=sum(label_values(row, inputs.config.labels)[1] for row in rows),
-        unlinked_labels=len(inputs.labels.unknown_rows),
-        unknown_reports=inputs.reports.unknown_rows,
+        unlinked_labels=len(labels.unknown_rows),
+        unknown_reports=reports.unknown_rows,
         placeholder_patients=sum(
             is_placeholder(headers[0].identity.patient_id) for headers in inputs.inventory.studies.values()
         ),
+        masks=tally.masks,
+        refused_masks=count_reasons(entries, "mask"),
         linked_patients=_linked_patients(inputs),
         link_table=str(inputs.link_table),
     )

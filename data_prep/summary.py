@@ -54,6 +54,10 @@ class PrepareSummary:
     """Row numbers of reports whose study is not in the input."""
     placeholder_patients: int = 0
     """Studies whose PatientID names nobody: each counts as a patient of its own."""
+    masks: int = 0
+    """Label maps stored."""
+    refused_masks: dict[str, int] = field(default_factory=dict)
+    """Segmentations that were not used, by reason."""
     linked_patients: int = 0
     """Patients whom the link file joined from several numbers."""
     link_table: str = ""
@@ -77,11 +81,17 @@ class PrepareSummary:
                 *flagged,
                 f"contrasts: {_counts(self.contrasts)}",
                 f"{self.reports} reports" + (f"; not used: {refused}" if refused else ""),
+                *self._masks(),
                 f"splits: {_counts(self.splits)}",
                 f"dataset {self.dataset_id} in {self.out}",
                 f"ids are explained in {self.link_table}: keep it, and the key beside it, restricted",
             )
         )
+
+    def _masks(self) -> list[str]:
+        refused = _counts(self.refused_masks)
+        line = f"{self.masks} masks" + (f"; not used: {refused}" if refused else "")
+        return [line] if self.masks or refused else []
 
     def to_json(self) -> bytes:
         """The content of ``prepare.json``: everything but this machine's paths."""

@@ -153,6 +153,14 @@ class SeriesMeta:
     """None: no Dixon image, or its part is not known."""
     evidence: dict[str, Evidence] = field(default_factory=dict)
     """By name of the field, for those that were recognised."""
+    labels: dict[str, LabelValue] = field(default_factory=dict)
+    """Labels of this series; those of the study stand there."""
+    mask_names: dict[str, str] = field(default_factory=dict)
+    """Names of the values of the series' label map (member ``.seg.b2``); empty: it has none."""
+    mask_resampled: bool = False
+    """Whether the label map was drawn on another grid; False also where there is none."""
+    defaced: str | None = None
+    """'none', 'quickshear' or 'command'; None where the region holds no face."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -246,6 +254,9 @@ def check(meta: StudyMeta) -> None:
         for name, evidence in s.evidence.items():
             if not 0 <= evidence.confidence <= 1 or not RULE_NAME.fullmatch(evidence.rule):
                 raise SampleError(f"{where}: evidence of {name[:20]!r} is not a confidence and a rule's name")
+        names = s.mask_names.items() if isinstance(s.mask_names, dict) else [("", "")]
+        if not all(key.isdigit() and SERIES_NAME.fullmatch(str(name)) for key, name in names):
+            raise SampleError(f"{where}: mask_names must map whole numbers to [a-z0-9_]+")
         start, stop = s.foreground
         if any(not 0 <= a < b <= n for a, b, n in zip(start, stop, s.shape, strict=True)):
             raise SampleError(f"{where}: foreground box {s.foreground} is outside the shape {s.shape}")

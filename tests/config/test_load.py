@@ -21,6 +21,8 @@ REQUIRED = {
     "embed": ["encoder=e", "input=i", "out=o"],
     "demo": [],
     "doctor": [],
+    "findings sheet": ["url=u", "out=o"],
+    "findings score": ["sheet=s"],
     "runs list": [],
     "checkpoint list": ["from_run=r"],
     "checkpoint verify": ["from_run=r"],
