@@ -254,8 +254,8 @@ def check(meta: StudyMeta) -> None:
         for name, evidence in s.evidence.items():
             if not 0 <= evidence.confidence <= 1 or not RULE_NAME.fullmatch(evidence.rule):
                 raise SampleError(f"{where}: evidence of {name[:20]!r} is not a confidence and a rule's name")
-        names = s.mask_names.items() if isinstance(s.mask_names, dict) else [("", "")]
-        if not all(key.isdigit() and SERIES_NAME.fullmatch(str(name)) for key, name in names):
+        values = s.mask_names.items() if isinstance(s.mask_names, dict) else (("", ""),)
+        if not all(key.isdigit() and SERIES_NAME.fullmatch(str(word)) for key, word in values):
             raise SampleError(f"{where}: mask_names must map whole numbers to [a-z0-9_]+")
         start, stop = s.foreground
         if any(not 0 <= a < b <= n for a, b, n in zip(start, stop, s.shape, strict=True)):
