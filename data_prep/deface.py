@@ -42,17 +42,15 @@ def require_decision(studies: Mapping[str, Sequence[Header]], config: PrepareCon
     """
     if config.deface != Deface.unset:
         return
-    faces = sum(any(has_face(region_of(header)) for header in headers) for headers in studies.values())
+    faces = 0
+    for headers in studies.values():
+        one_of_each = {header.series_uid: header for header in headers}.values()
+        faces += any(has_face(region_answer(header.scan).value) for header in one_of_each)
     if faces:
         raise UserError(
             f"{faces} of {len(studies)} studies show a head, or no region that their headers name, and faces identify "
             "people: set prepare.deface=quickshear, command, or none (faces stay); see docs/deidentification.md"
         )
-
-
-def region_of(header: Header) -> str:
-    """Body region word of a file's series."""
-    return region_answer(header.scan).value
 
 
 def has_face(region: str) -> bool:

@@ -105,15 +105,18 @@ def explain(
     """Rows of the table beside the key for what was quarantined beside files: keyed id, kind, what it stands for."""
     wanted = {entry.item for entry in entries}
     yield from (row for row in sources if row[0] in wanted)
-    touched = {entry.study for entry in entries if entry.kind in ("series", "volume")}
+    with_series = {entry.study for entry in entries if entry.kind == "series"}
+    with_volumes = {entry.study for entry in entries if entry.kind == "volume"}
     for uid, headers in studies.items():
-        if keyring.study(uid) not in touched:
+        key = keyring.study(uid)
+        if key not in with_series | with_volumes:
             continue
         for series in sorted({header.series_uid for header in headers}):
-            for stack in range(min(_MOST_STACKS, len(headers))):
-                item = keyring.item("series", series, str(stack))
+            for stack in map(str, range(min(_MOST_STACKS, len(headers)))):
+                item = keyring.item("series", series, stack)
                 if item in wanted:
                     yield item, "series", series
-                volumes = (keyring.item("volume", series, str(stack), str(index)) for index in range(_MOST_VOLUMES))
-                if any(entry.kind == "volume" and entry.study == keyring.study(uid) for entry in entries):
-                    yield from ((item, "volume", series) for item in volumes if item in wanted)
+                for index in range(_MOST_VOLUMES if key in with_volumes else 0):
+                    item = keyring.item("volume", series, stack, str(index))
+                    if item in wanted:
+                        yield item, "volume", series
