@@ -18,12 +18,14 @@ from data_prep.beside import (
     remove_others,
     write_quarantine,
 )
+from data_prep.deface import confidentiality_options
 from data_prep.keys import write_link_table
 from data_prep.ledger import Entry, Tally
 from data_prep.quality.checks import limit_of
 from data_prep.quality.page import Rules
 from data_prep.quality.review import PAGE, Review, review
 from data_prep.shards import ShardStore
+from data_prep.side_inputs import explain
 from data_prep.summary import PrepareSummary, count_reasons
 from data_prep.tables import label_values
 from data_prep.task import VERSION, Inputs, Plan
@@ -56,11 +58,11 @@ def publish_dataset(store: ShardStore, inputs: Inputs, plan: Plan) -> PrepareSum
         history = base.history.after(base.dataset_id, change)
     tally = whole.tally
     tally.add(outside)
-    entries = [*tally.entries, *inputs.reports.entries, *inputs.labels.entries]
+    entries = [*tally.entries, *(entry for entry in inputs.side.entries if entry.study not in plan.withdrawn)]
     if base is not None:
         known = {json.dumps(entry.as_json()) for entry in entries}
         entries += [entry for entry in read_quarantine(inputs.out) if json.dumps(entry.as_json()) not in known]
-    write_link_table(inputs.restricted.links, _links(inputs))
+    write_link_table(inputs.restricted.links, _links(inputs, entries))
     write_quarantine(inputs.out, entries)
     samples = _samples(store, base)
     if not len(samples):
@@ -83,7 +85,7 @@ def publish_dataset(store: ShardStore, inputs: Inputs, plan: Plan) -> PrepareSum
     versions = {
         "prepare": VERSION,
         "deidentification": deid.VERSION,
-        "confidentiality_options": deid.CONFIDENTIALITY_OPTIONS,
+        "confidentiality_options": confidentiality_options(deid.CONFIDENTIALITY_OPTIONS, inputs.config.deface),
         "input": inputs.fingerprint,
         "settings": inputs.settings,
     }
@@ -102,7 +104,8 @@ def _samples(store: ShardStore, base: Manifest | None) -> SampleTable:
 def _summarise(
     inputs: Inputs, plan: Plan, tally: Tally, entries: Sequence[Entry], samples: SampleTable, found: Review
 ) -> PrepareSummary:
-    rows = inputs.labels.by_study.values()
+    labels = inputs.side.labels
+    rows = [*labels.by_study.values(), *labels.by_series.values()]
     splits = samples.column("split").to_pylist()
     return PrepareSummary(
         dataset_id="",
@@ -125,20 +128,23 @@ def _summarise(
         contrasts=dict(sorted(tally.contrasts.items())),
         reports=0,
         refused_reports=count_reasons(entries, "report"),
-        labelled=len(inputs.labels.by_study),
+        labelled=len(labels.by_study),
         refused_labels=sum(label_values(row, inputs.config.labels)[1] for row in rows),
-        unlinked_labels=len(inputs.labels.unknown_rows),
-        unknown_reports=inputs.reports.unknown_rows,
+        unlinked_labels=len(labels.unknown_rows),
+        unknown_reports=inputs.side.reports.unknown_rows,
         placeholder_patients=plan.placeholders,
+        masks=tally.masks,
+        refused_masks=count_reasons(entries, "mask"),
         linked_patients=plan.linked,
         changed_studies=plan.changed,
         link_table=str(inputs.restricted.links),
     )
 
 
-def _links(inputs: Inputs) -> Iterator[tuple[str, str, str]]:
-    """Rows of the link table: quarantined files, studies, patients; those of withdrawn patients stay out."""
+def _links(inputs: Inputs, entries: Sequence[Entry]) -> Iterator[tuple[str, str, str]]:
+    """Rows of the link table: what is quarantined, studies, patients; those of withdrawn patients stay out."""
     yield from inputs.catalogue.links(inputs.source)
+    yield from explain(entries, inputs.inventory.studies, inputs.side.sources, inputs.keyring)
     studies, withdrawn = inputs.inventory.studies, inputs.restricted.withdrawn()
     for uid in studies:
         first = studies.first(uid)

@@ -66,6 +66,10 @@ class PrepareSummary:
     """Row numbers of reports whose study is not in the input."""
     placeholder_patients: int = 0
     """Studies whose PatientID names nobody: each counts as a patient of its own."""
+    masks: int = 0
+    """Label maps stored."""
+    refused_masks: dict[str, int] = field(default_factory=dict)
+    """Segmentations that were not used, by reason."""
     linked_patients: int = 0
     """Patients whom the link file joined from several numbers."""
     changed_studies: int = 0
@@ -93,6 +97,7 @@ class PrepareSummary:
                 *flagged,
                 f"contrasts: {_counts(self.contrasts)}",
                 f"{self.reports} reports" + (f"; not used: {refused}" if refused else ""),
+                *self._masks(),
                 *self._quality(),
                 f"splits: {_counts(self.splits)}",
                 f"dataset {self.dataset_id} in {self.out}",
@@ -110,6 +115,11 @@ class PrepareSummary:
             words = ", ".join(f"{number} {name.replace('_', ' ')}" for name, number in found.items())
             lines.append(f"duplicate volumes: {words}; see duplicates.parquet")
         return [*lines, f"look at {self.out}/qc.html"]
+
+    def _masks(self) -> list[str]:
+        refused = _counts(self.refused_masks)
+        line = f"{self.masks} masks" + (f"; not used: {refused}" if refused else "")
+        return [line] if self.masks or refused else []
 
     def to_json(self) -> bytes:
         """The content of ``prepare.json``: everything but this machine's paths."""

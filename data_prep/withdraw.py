@@ -14,7 +14,7 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import webdataset
@@ -61,6 +61,8 @@ class _Order:
     """Keys of the patient's studies, those of which nothing was left included."""
     parent: str
     shards: list[str]
+    items: list[str]
+    """Keyed ids of what is quarantined of them: reports, masks, series."""
 
 
 def withdraw(url: str, patient: str, key_file: str, site: str) -> WithdrawSummary:
@@ -134,10 +136,12 @@ def _begin(manifest: Manifest, restricted: Restricted, pseudonym: str) -> _Order
         studies=sorted({a.study for a in read_ledger(manifest.url, manifest.history) if a.patient == pseudonym}),
         parent=manifest.dataset_id,
         shards=sorted({sample.shard for sample in rows}),
+        items=[],
     )
+    gone = set(order.studies)
+    order.items = sorted({entry.item for entry in read_quarantine(manifest.url) if entry.study in gone})
     restricted.add_withdrawn(pseudonym)
-    content = {"pseudonym": pseudonym, "studies": order.studies, "parent": order.parent, "shards": order.shards}
-    write_file(restricted.pending, json.dumps(content).encode())
+    write_file(restricted.pending, json.dumps(asdict(order)).encode())
     os.chmod(restricted.pending, 0o600)
     return order
 
@@ -181,6 +185,7 @@ def _rewrite(manifest: Manifest, restricted: Restricted, order: _Order, gone: se
         reports=reports,
         quarantined=count_reasons(entries),
         refused_reports=count_reasons(entries, "report"),
+        refused_masks=count_reasons(entries, "mask"),
     )
     publish(fs, f"{root}/{SUMMARY}", summary.to_json())
     rules = Rules(entries=entries, pictures=kept.pictures, limits=summary.limits, actions=summary.actions)
@@ -224,6 +229,7 @@ def _without(before: PrepareSummary, lost: Tally, samples: SampleTable) -> Prepa
         series=before.series - lost.series,
         volumes=before.volumes - lost.volumes,
         members=before.members - lost.members,
+        masks=before.masks - lost.masks,
         missing_slices=before.missing_slices - lost.invalid_slices,
         splits={word: splits.count(word) for word in before.splits},
         contrasts=dict(sorted((Counter(before.contrasts) - lost.contrasts).items())),
@@ -232,7 +238,7 @@ def _without(before: PrepareSummary, lost: Tally, samples: SampleTable) -> Prepa
 
 def _clean_restricted(url: str, restricted: Restricted, keyring: Keyring, order: _Order) -> None:
     """Remove the patient from the link table, the headers that were read, and the state of an unfinished run."""
-    gone = {*order.studies, order.pseudonym}
+    gone = {*order.studies, *order.items, order.pseudonym}
     write_link_table(restricted.links, [row for row in _links(restricted) if row[0] not in gone])
     if restricted.catalogue.exists():
         with closing(Catalogue(restricted.catalogue, None, keyring)) as catalogue:

@@ -178,6 +178,14 @@ class SeriesMeta:
     """Keyed hash of the voxels as decoded: equal for exact copies."""
     likeness: str = ""
     """Perceptual hash, hexadecimal: few bits differ between copies that were saved again."""
+    labels: dict[str, LabelValue] = field(default_factory=dict)
+    """Labels of this series; those of the study stand there."""
+    mask_names: dict[str, str] = field(default_factory=dict)
+    """Names of the values of the series' label map (member ``.seg.b2``); empty: it has none."""
+    mask_resampled: bool = False
+    """Whether the label map was drawn on another grid; False also where there is none."""
+    defaced: str | None = None
+    """'none', 'quickshear' or 'command'; None where the region holds no face."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -278,6 +286,9 @@ def check(meta: StudyMeta) -> None:
         words = [*s.flags, *s.quality, s.voxel_hash or "0", s.likeness or "0"]
         if not all(SERIES_NAME.fullmatch(word) for word in words) or not all(map(math.isfinite, s.quality.values())):
             raise SampleError(f"{where}: its quality checks or hashes are none")
+        values = s.mask_names.items() if isinstance(s.mask_names, dict) else (("", ""),)
+        if not all(key.isdigit() and SERIES_NAME.fullmatch(str(word)) for key, word in values):
+            raise SampleError(f"{where}: mask_names must map whole numbers to [a-z0-9_]+")
         start, stop = s.foreground
         if any(not 0 <= a < b <= n for a, b, n in zip(start, stop, s.shape, strict=True)):
             raise SampleError(f"{where}: foreground box {s.foreground} is outside the shape {s.shape}")

@@ -18,7 +18,7 @@ from data_prep.convert import converter
 from data_prep.headers import Header, HeaderReader
 from data_prep.keys import Keyring
 from data_prep.study import StudyJob, StudyResult, process_study
-from fm.config.prepare import PrepareConfig
+from fm.config.prepare import Deface, PrepareConfig
 
 NICOM = Path(nibabel.__file__).parent / "nicom" / "tests" / "data"
 STUDIES = tuple("abcdef")
@@ -203,7 +203,7 @@ def process(binary: str, keyring: Keyring, read: Callable[..., list[Header]]) ->
             report_item="r",
             labels={},
             keyring=keyring,
-            config=PrepareConfig(**settings),
+            config=PrepareConfig(**{"deface": Deface.none, **settings}),
             binary=binary,
         )
         return process_study(job)

@@ -20,7 +20,7 @@ from data_prep import shards
 from data_prep.prepare import prepare
 from data_prep.summary import PrepareSummary
 from fm.config.errors import UserError
-from fm.config.prepare import PrepareConfig
+from fm.config.prepare import Deface, PrepareConfig
 from fm.data.codec import decode_volume
 from fm.data.index import Manifest
 from fm.data.verify import verify
@@ -29,7 +29,7 @@ from .conftest import STUDIES, edit, uid
 
 
 def run(archive: Path, out: str = "out", workers: int = 1, **settings: object) -> PrepareSummary:
-    config = PrepareConfig(key_file=str(archive / "key"), **settings)  # type: ignore[arg-type]
+    config = PrepareConfig(deface=Deface.none, key_file=str(archive / "key"), **settings)  # type: ignore[arg-type]
     reports, labels = str(archive / "reports.csv"), str(archive / "labels.csv")
     return prepare(str(archive / "in"), reports, labels, str(archive / out), config, workers)
 
@@ -147,7 +147,7 @@ from pathlib import Path
 from data_prep import shards
 from data_prep.prepare import prepare
 from fm.config.errors import UserError
-from fm.config.prepare import PrepareConfig
+from fm.config.prepare import Deface, PrepareConfig
 
 if __name__ == "__main__":
     folder, key, out = map(Path, sys.argv[1:4])
@@ -155,7 +155,8 @@ if __name__ == "__main__":
     {fault}
     tables = (str(folder / "reports.csv"), str(folder / "labels.csv"))
     try:
-        prepare(str(folder / "in"), *tables, str(out), PrepareConfig(key_file=str(key)), int(sys.argv[4]))
+        config = PrepareConfig(deface=Deface.none, key_file=str(key))
+        prepare(str(folder / "in"), *tables, str(out), config, int(sys.argv[4]))
     except UserError as err:
         sys.exit(str(err))
 """
@@ -313,7 +314,7 @@ def test_row_21_reports_that_cannot_be_used_leave_their_study_with_images_alone(
 
 def test_object_storage_gets_the_same_dataset(archive: Path) -> None:
     local = run(archive)
-    config = PrepareConfig(key_file=str(archive / "key"))
+    config = PrepareConfig(deface=Deface.none, key_file=str(archive / "key"))
     tables = (str(archive / "reports.csv"), str(archive / "labels.csv"))
     remote = prepare(str(archive / "in"), *tables, "memory://bucket/prepared", config, 1)
     assert remote.dataset_id == local.dataset_id == Manifest.open("memory://bucket/prepared").dataset_id

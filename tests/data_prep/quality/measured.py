@@ -26,7 +26,7 @@ from data_prep.ledger import QuarantineError
 from data_prep.phantom import simulate
 from data_prep.quality import checks
 from fm.config.phantom import PhantomConfig
-from fm.config.prepare import PrepareConfig
+from fm.config.prepare import Deface, PrepareConfig
 from fm.data.sample import SeriesMeta
 from fm.grid import border_connected_air
 from fm.grid.orientation import world_axes
@@ -53,7 +53,7 @@ def series_of(folder: Path, truth: Path | None = None, studies: int = 10**6) -> 
     for uid, headers in sorted(_headers(folder).items())[:studies]:
         job = study.StudyJob(
             key="s", patient="p", headers=headers, report=None, report_item="", labels={}, keyring=keyring,
-            config=PrepareConfig(), binary=binary,
+            config=PrepareConfig(deface=Deface.none), binary=binary,
         )  # fmt: skip
         with _recorded() as seen:
             study.process_study(job)

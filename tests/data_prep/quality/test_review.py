@@ -14,7 +14,7 @@ from data_prep.prepare import prepare
 from data_prep.summary import PrepareSummary
 from evals.cohort import CohortError
 from evals.embedding import read_cohort
-from fm.config.prepare import Duplicates, PrepareConfig
+from fm.config.prepare import Deface, Duplicates, PrepareConfig
 from fm.config.quality import Action
 from fm.data.index import DatasetError, Manifest
 from fm.data.verify import verify
@@ -49,7 +49,7 @@ def archive(make_series: MakeSeries, tmp_path: Path) -> Path:
 
 
 def run(archive: Path, out: str = "out", **settings: Any) -> PrepareSummary:
-    config = PrepareConfig(key_file=str(archive / "key"), **settings)
+    config = PrepareConfig(deface=Deface.none, key_file=str(archive / "key"), **settings)
     return prepare(str(archive / "in"), None, None, str(archive / out), config, 1)
 
 
