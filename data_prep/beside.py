@@ -7,6 +7,7 @@ dataset of a chain, so that a kill at any point leaves either the old dataset or
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 
 from data_prep.ledger import Account, Entry, Tally
@@ -15,6 +16,7 @@ from fm.data.store import Access, Store
 
 QUARANTINE = "quarantine.jsonl"
 SUMMARY = "prepare.json"
+_OURS = re.compile(r"shard-.*\.tar|(samples|series|duplicates)(-\d+)?\.parquet|ledger(-\d+)?\.jsonl")
 
 
 def ledger_name(history: History) -> str:
@@ -56,13 +58,13 @@ def next_number(shards: Sequence[Shard]) -> int:
 
 
 def remove_others(out: str, manifest: Manifest) -> None:
-    """Remove the shards, indices and ledgers that the manifest does not name: those of datasets before it."""
+    """Remove the shards, indices, tables and ledgers that the manifest does not name: those of datasets before it."""
     fs, root = open_store(out)
     fs.invalidate_cache()
-    kept = {shard.name for shard in manifest.shards} | {manifest.history.samples, ledger_name(manifest.history)}
+    history = manifest.history
+    kept = {shard.name for shard in manifest.shards} | {history.samples, ledger_name(history)}
+    kept |= {history.named(table) for table in manifest.tables}
     for entry in fs.ls(root, detail=True):
         name = str(entry["name"]).rsplit("/", 1)[-1]
-        kinds = (("shard-", ".tar"), ("samples", ".parquet"), ("ledger", ".jsonl"))
-        ours = any(name.startswith(start) and name.endswith(end) for start, end in kinds)
-        if ours and name not in kept:
+        if _OURS.fullmatch(name) and name not in kept:
             fs.rm_file(f"{root}/{name}")

@@ -101,6 +101,7 @@ class Identity:
     birth_date: str
     age: str
     sex: str
+    institution: str = ""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -232,9 +233,10 @@ def _raw(element: DataElement | RawDataElement) -> Any:
 
 
 def silence_pydicom() -> None:
-    """Stop pydicom from writing header values into warnings and logs: they may name a patient."""
-    warnings.filterwarnings("ignore", module="pydicom")
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+    """Stop pydicom and highdicom from writing header values into warnings and logs: they may name a patient."""
+    for package in ("pydicom", "highdicom"):
+        warnings.filterwarnings("ignore", module=package)
+        logging.getLogger(package).setLevel(logging.CRITICAL + 1)
 
 
 def _looks_dicom(start: bytes) -> bool:
@@ -370,4 +372,5 @@ def _identity(ds: Dataset) -> Identity:
         birth_date=str(ds.get("PatientBirthDate", "") or ""),
         age=str(ds.get("PatientAge", "") or ""),
         sex=str(ds.get("PatientSex", "") or ""),
+        institution=str(ds.get("InstitutionName", "") or "").strip(),
     )

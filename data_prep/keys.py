@@ -46,6 +46,11 @@ class Keyring:
             return self.digest("patient-of-study", study_uid)
         return self.digest("patient", issuer.strip(), patient_id.strip())
 
+    def site(self, name: str) -> str:
+        """Id of an institution, however its name is capitalised and spaced; empty for none."""
+        words = " ".join(name.lower().split())
+        return self.digest("site", words) if words else ""
+
     def item(self, *parts: str) -> str:
         """Id of a file, series or report in the quarantine."""
         return self.digest("item", *parts)

@@ -14,6 +14,9 @@ from typing import Any
 NO_SPACE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 """Error numbers of a disk, quota or file size limit that is full: the run stops, nothing is quarantined for it."""
 
+MAX_PICTURES = 12
+"""Thumbnails kept of each reason."""
+
 
 class Reason(StrEnum):
     """Why something was quarantined; the code stands in ``quarantine.jsonl``."""
@@ -43,7 +46,7 @@ class Reason(StrEnum):
     IRREGULAR_SLICES = "irregular_slices"
     """Slice positions fit no regular grid."""
     MISSING_SLICES = "missing_slices"
-    """Slices are missing, and prepare.gaps says quarantine."""
+    """Slices are missing, and prepare.gaps or prepare.actions says quarantine."""
     DUPLICATE_CONFLICT = "duplicate_conflict"
     """Two slices at one place, or under one UID, hold different pixels."""
     BAD_RESCALE = "bad_rescale"
@@ -62,6 +65,34 @@ class Reason(StrEnum):
     """Nothing but air."""
     BURNED_IN = "burned_in"
     """Text seems to be written into the pixels: look at it, and set prepare.burned_in=keep if it is none."""
+    CLIPPED = "clipped"
+    LOW_CONTRAST = "low_contrast"
+    BLANK_SLICES = "blank_slices"
+    LOW_SNR = "low_snr"
+    GHOSTING = "ghosting"
+    BANDING = "banding"
+    SLICE_OUTLIER = "slice_outlier"
+    SLICE_SHIFT = "slice_shift"
+    SHORT_COVERAGE = "short_coverage"
+    CUT_OFF = "cut_off"
+    UNEVEN_SLICES = "uneven_slices"
+    SHEARED = "sheared"
+    COARSE_VOXELS = "coarse_voxels"
+    """Beyond prepare.limits.<this>, where prepare.actions says quarantine; docs/quality.md says what each means."""
+    NO_BRAIN_MASK = "no_brain_mask"
+    """prepare.deface=quickshear, and no brain mask that fits the series."""
+    DEFACE_FAILED = "deface_failed"
+    """prepare.deface_command failed, or gave another grid."""
+    MASK_UNKNOWN_SERIES = "mask_unknown_series"
+    """A segmentation of no series of the input."""
+    MASK_AMBIGUOUS = "mask_ambiguous"
+    """Several segmentations of one series, or one whose name fits several."""
+    MASK_DAMAGED = "mask_damaged"
+    """A segmentation that cannot be read, or holds other than whole numbers from 0 to 65535."""
+    MASK_OTHER_FRAME = "mask_other_frame"
+    """A segmentation on another grid in another frame of reference."""
+    MASK_MISMATCH = "mask_mismatch"
+    """A segmentation that changes its size or place when it is brought onto the grid of its series."""
     OUT_OF_MEMORY = "out_of_memory"
     """Needs more than prepare.memory_limit_gib."""
     WORKER_DIED = "worker_died"
@@ -79,7 +110,15 @@ class Reason(StrEnum):
     REPORT_AMBIGUOUS = "report_ambiguous"
     """Its accession number belongs to several studies."""
     REPORT_SUPERSEDED = "report_superseded"
-    """A later row gives the same study another report."""
+    """Another version of the study's report counts (prepare.report_rule)."""
+    REPORT_PRELIMINARY = "report_preliminary"
+    """The study has preliminary reports alone, and prepare.report_rule says final_only."""
+    REPORT_STATUS = "report_status"
+    """Its status is a word that is not known."""
+    REPORT_VOID = "report_void"
+    """Its status says that it was withdrawn."""
+    REPORT_DAMAGED = "report_damaged"
+    """The file of the report cannot be read."""
     REPORT_RESIDUAL = "report_residual"
     """An identifier of the patient survived the scrubbing."""
 
@@ -116,6 +155,8 @@ class QuarantineError(Exception):
     def __init__(self, reason: Reason) -> None:
         super().__init__(reason.value)
         self.reason = reason
+        self.picture = ""
+        """Thumbnail of what a quality check refused."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -125,7 +166,7 @@ class Entry:
     item: str
     """Keyed id; its path or UID stands in the table beside the key."""
     kind: str
-    """'file', 'series', 'volume', 'study', 'report' or 'label'."""
+    """'file', 'series', 'volume', 'study', 'report', 'label' or 'mask'."""
     reason: Reason
     files: int = 0
     """Input files that this line accounts for."""
@@ -152,8 +193,18 @@ class Tally:
     """Series members written."""
     contrasts: Counter[str] = field(default_factory=Counter)
     invalid_slices: int = 0
+    masks: int = 0
+    """Label maps written."""
     split_series: int = 0
     """Series that held several geometries or echoes and were split."""
+    pictures: dict[str, list[str]] = field(default_factory=dict)
+    """Thumbnails of some volumes that a quality check refused, by reason."""
+
+    def show(self, reason: str, picture: str) -> None:
+        """Keep a thumbnail, unless there is none or its reason has enough."""
+        kept = self.pictures.setdefault(reason, []) if picture else []
+        if len(kept) < MAX_PICTURES:
+            kept.append(picture)
 
     def add(self, other: Tally) -> None:
         """Take in another tally."""
@@ -165,7 +216,11 @@ class Tally:
         self.members += other.members
         self.contrasts.update(other.contrasts)
         self.invalid_slices += other.invalid_slices
+        self.masks += other.masks
         self.split_series += other.split_series
+        for reason, pictures in other.pictures.items():
+            for picture in pictures:
+                self.show(reason, picture)
 
     @property
     def quarantined_files(self) -> int:

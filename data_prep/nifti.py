@@ -76,19 +76,11 @@ def load_nifti(header: Header) -> list[Volume]:
     Raises:
         QuarantineError: fewer or far more bytes than it claims, a broken checksum, or an impossible slope.
     """
-    payload = _payload(header.path)
-    fields = _parse(payload[:540])
-    # nibabel takes an infinite slope for none; absent it is zero or not a number
-    if any(np.isinf(fields[name]) or abs(fields[name]) > 1e12 for name in ("scl_slope", "scl_inter")):
-        raise QuarantineError(Reason.BAD_RESCALE)
-    image = (nibabel.Nifti1Image if _sizeof(payload) == 348 else nibabel.Nifti2Image).from_bytes(payload)
-    shape = _shape(fields)
-    data = np.asarray(image.dataobj, dtype=np.float32).reshape(shape)
-    affine = _affine(fields)
+    data, affine = read_nifti(header.path)
     axis = guess_slice_axis(affine)
     order = [*(other for other in range(3) if other != axis), axis]
     affine, data = affine[:, [*order, 3]], data.transpose([*order, 3])
-    b_values = _b_values(header.path, shape[3])
+    b_values = _b_values(header.path, data.shape[3])
     step = float(np.linalg.norm(affine[:3, 2]))
     return [
         Volume(
@@ -99,8 +91,23 @@ def load_nifti(header: Header) -> list[Volume]:
             b_value=None if b_values is None else b_values[index],
             index=index,
         )
-        for index in range(shape[3])
+        for index in range(data.shape[3])
     ]
+
+
+def read_nifti(path: str) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Voxels of a file, four axes as stored, and (4, 4) array axes to RAS+ mm.
+
+    Raises:
+        QuarantineError: fewer or far more bytes than it claims, a broken checksum, or an impossible slope.
+    """
+    payload = _payload(path)
+    fields = _parse(payload[:540])
+    # nibabel takes an infinite slope for none; absent it is zero or not a number
+    if any(np.isinf(fields[name]) or abs(fields[name]) > 1e12 for name in ("scl_slope", "scl_inter")):
+        raise QuarantineError(Reason.BAD_RESCALE)
+    image = (nibabel.Nifti1Image if _sizeof(payload) == 348 else nibabel.Nifti2Image).from_bytes(payload)
+    return np.asarray(image.dataobj, dtype=np.float32).reshape(_shape(fields)), _affine(fields)
 
 
 def _opened(path: str) -> BinaryIO:

@@ -1,4 +1,4 @@
-"""One converted volume becomes a shard member: the contract's axes, air to zero, quantised voxels."""
+"""One converted volume becomes a shard member: the contract's axes, air to zero, quantised voxels, known quality."""
 
 from __future__ import annotations
 
@@ -8,14 +8,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep import deid
+from data_prep.bias import QUANTITATIVE, correct_bias
 from data_prep.convert import Volume
+from data_prep.duplicates import likeness, voxel_hash
 from data_prep.headers import Scan
 from data_prep.ledger import QuarantineError, Reason
+from data_prep.quality import checks
+from data_prep.quality.pictures import thumbnail
 from data_prep.sequences import Recognition
+from fm.config.prepare import PrepareConfig
 from fm.data.codec import CodecError, encode_volume
 from fm.data.sample import Plane, SeriesMeta
-from fm.grid import border_connected_air, bounding_box, canonical_axes, robust_range
+from fm.grid import border_connected_air, bounding_box, canonical_axes
 
+ROBUST_RANGE = (0.5, 99.5)
+"""Percentiles of the body between which views scale intensities."""
 MIN_FOREGROUND = 64
 """Fewer body voxels than this are no picture of a body."""
 
@@ -29,18 +36,14 @@ class SeriesMember:
 
 
 def encode_series(
-    volume: Volume, scan: Scan, recognition: Recognition, name: str, frame_of_reference: int, bits: int
+    volume: Volume, scan: Scan, recognition: Recognition, name: str, frame_of_reference: int, config: PrepareConfig
 ) -> SeriesMember:
     """Turn one volume into a member named `name`.
 
     Raises:
-        QuarantineError: constant, not finite, singular, or without a body.
+        QuarantineError: constant, not finite, singular, without a body, or beyond a quality limit that quarantines.
     """
-    if not np.isfinite(volume.values).all():
-        raise QuarantineError(Reason.NOT_FINITE)
-    acquired = volume.values[:, :, volume.slice_valid]
-    if acquired.size == 0 or float(acquired.min()) == float(acquired.max()):
-        raise QuarantineError(Reason.CONSTANT)
+    _check_values(volume)
     try:
         axes = canonical_axes(volume.affine, volume.values.shape, slice_axis=2)
     except ValueError:
@@ -51,9 +54,13 @@ def encode_series(
     box = bounding_box(~air)
     if box is None or int(air.size - np.count_nonzero(air)) < MIN_FOREGROUND:
         raise QuarantineError(Reason.NO_TISSUE)
-    low, high = robust_range(values, ~air)
+    acquired_values, corrected = values, config.n4 and recognition.contrast.value.value not in QUANTITATIVE
+    if corrected:
+        values = correct_bias(values, ~air, axes.spacing_mm, config.n4_shrink)
+    inside = values[~air]
+    low, high, *percentiles = np.percentile(inside, (*ROBUST_RANGE, *checks.PERCENTILES))
     try:
-        encoded = encode_volume(values, air, bits)
+        encoded = encode_volume(values, air, config.quantisation_bits)
     except CodecError:
         raise QuarantineError(Reason.TOO_LARGE) from None
     meta = SeriesMeta(
@@ -70,8 +77,8 @@ def encode_series(
         foreground=box,
         intensity_scale=encoded.scale,
         intensity_offset=encoded.offset,
-        intensity_low=low,
-        intensity_high=high,
+        intensity_low=float(low),
+        intensity_high=float(high),
         agent=recognition.agent.value,
         repetition_time_ms=deid.bounded(scan.repetition_time_ms, 0.1, 60_000),
         echo_time_ms=deid.bounded(scan.echo_time_ms, 0.0, 2_000),
@@ -85,8 +92,37 @@ def encode_series(
         acquisition=recognition.acquisition.value,
         dixon=recognition.dixon.value,
         evidence=recognition.evidence(),
+        bias_corrected=corrected,
     )
+    meta.statistics = checks.describe(inside, percentiles, inside.size / air.size, encoded.max_error)
+    _assess(meta, checks.Picture(values=acquired_values, body=~air, valid=valid), config)
     return SeriesMember(meta=meta, payload=encoded.payload)
+
+
+def _check_values(volume: Volume) -> None:
+    """Refuse what is no picture: NaN, infinite, or one value throughout."""
+    if not np.isfinite(volume.values).all():
+        raise QuarantineError(Reason.NOT_FINITE)
+    acquired = volume.values[:, :, volume.slice_valid]
+    if acquired.size == 0 or float(acquired.min()) == float(acquired.max()):
+        raise QuarantineError(Reason.CONSTANT)
+
+
+def _assess(meta: SeriesMeta, picture: checks.Picture, config: PrepareConfig) -> None:
+    """Fill in quality and hashes, all of the voxels as acquired.
+
+    Raises:
+        QuarantineError: beyond a limit that quarantines; with a thumbnail.
+    """
+    thin = checks.thinned(picture.values.shape)
+    meta.quality = checks.measure(picture, meta)
+    meta.voxel_hash = voxel_hash(picture.values, picture.valid)
+    meta.likeness = likeness(picture.values[thin], picture.body[thin], np.asarray(meta.affine))
+    try:
+        meta.flags = checks.judge(meta.quality, config.limits, config.actions)
+    except QuarantineError as err:
+        err.picture = thumbnail(picture.values, meta)
+        raise
 
 
 def _slices(volume: Volume, flipped: bool) -> tuple[NDArray[np.bool_], list[float]]:

@@ -16,21 +16,25 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from data_prep.beside import SUMMARY, next_number
+from data_prep.bias import require_n4
 from data_prep.catalogue import Catalogue
 from data_prep.convert import converter
+from data_prep.deface import require_decision
 from data_prep.headers import silence_pydicom
-from data_prep.inventory import Inventory, kind_of, take_inventory
-from data_prep.keys import Keyring, Restricted, default_key_file, open_keyring
+from data_prep.inventory import kind_of, take_inventory
+from data_prep.keys import Restricted, default_key_file, open_keyring
 from data_prep.ledger import NO_SPACE, Reason
-from data_prep.persons import Persons, read_persons
+from data_prep.persons import read_persons
 from data_prep.pool import Workers, open_workers
 from data_prep.publication import publish_dataset
 from data_prep.remote import is_url
 from data_prep.shards import ShardBuilder, ShardStore
+from data_prep.side_inputs import check_side_inputs, read_side_inputs
 from data_prep.sources import private_folder
+from data_prep.splits import site_of
 from data_prep.study import StudyJob, guarded_study, lost_study
 from data_prep.summary import PrepareSummary
-from data_prep.tables import Linked, label_values, link, read_table
+from data_prep.tables import label_values
 from data_prep.task import VERSION, Inputs, Plan, fingerprint, hash_settings, make_plan
 from fm.config.errors import UserError
 from fm.config.prepare import PrepareConfig, UnknownReports
@@ -51,8 +55,9 @@ def prepare(
     Args:
         input: folder or its URL, searched through all subfolders and zip archives; one zip archive; a DICOMDIR; or a
             local tree of NIfTI files (prepare.source).
-        reports: CSV or JSONL with study_uid or accession, patient_id, text; None: images only.
-        labels: CSV with study_uid or accession, and the columns of `config.labels`; None: none.
+        reports: table with study_uid or accession, patient_id, text; folder of text files or of DICOM structured
+            reports (prepare.report_source); None: images only.
+        labels: table with study_uid, series_uid or accession, and the columns of `config.labels`; None: none.
         out: folder or URL of the dataset.
         config: how to prepare.
         workers: processes, or Slurm jobs.
@@ -66,10 +71,10 @@ def prepare(
     source = input.removeprefix("file://")
     if not is_url(source) and not os.path.exists(source):
         raise UserError(f"input={input} is not a folder, a zip archive or a DICOMDIR: it does not exist")
-    for name, path in (("reports", reports), ("labels", labels)):
-        if path is not None and not os.path.isfile(path):
-            raise UserError(f"{name}={path} does not exist; give a CSV or JSONL file")
+    check_side_inputs(reports, labels, config)
     open_store(out)
+    if config.n4:
+        require_n4()
     key_file = Path(config.key_file) if config.key_file else default_key_file(out)
     keyring = open_keyring(key_file, out)
     restricted = Restricted(key_file, keyring.item(out)[:8])
@@ -86,6 +91,7 @@ def prepare(
         inventory = take_inventory(source, kind, scratch, catalogue, pool, lambda files: bar.advance(task, files))
         bar.update(task, total=inventory.files, completed=inventory.files)
         settings = hash_settings(config, keyring)
+        beside = (reports, labels, config.masks or None, config.brain_masks or None)
         inputs = Inputs(
             out=out,
             source=source,
@@ -94,12 +100,12 @@ def prepare(
             restricted=restricted,
             catalogue=catalogue,
             inventory=inventory,
-            reports=_linked(reports, "report", ("patient_id", "text"), inventory, keyring, persons),
-            labels=_linked(labels, "label", (), inventory, keyring, persons),
+            side=read_side_inputs(reports, labels, inventory.studies, keyring, persons, config),
             persons=persons,
             settings=settings,
-            fingerprint=fingerprint(catalogue, reports, labels, settings, keyring),
+            fingerprint=fingerprint(catalogue, beside, settings, keyring),
         )
+        require_decision(inventory.studies, config)
         base = _base(inputs)
         summary = _standing(inputs, base) or _make(inputs, base, binary, pool, bar)
     if summary.unknown_reports and config.unknown_reports == UnknownReports.refuse:
@@ -120,14 +126,6 @@ def _progress() -> Progress:
         TimeRemainingColumn(),
     )
     return Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
-
-
-def _linked(
-    path: str | None, kind: str, needs: tuple[str, ...], inventory: Inventory, keyring: Keyring, persons: Persons
-) -> Linked:
-    if path is None:
-        return Linked()
-    return link(read_table(path, f"{kind}s", needs), inventory.studies, keyring, kind, persons)
 
 
 def _base(inputs: Inputs) -> Manifest | None:
@@ -197,22 +195,28 @@ def _jobs(
     inputs: Inputs, plan: Plan, done: set[str], binary: str, under_way: deque[tuple[int, str]]
 ) -> Iterator[StudyJob]:
     """The studies that no finished shard accounts for, in key order; `under_way` gets their files and sources."""
+    side = inputs.side
     for key, uid in plan.new:
         if key in done:
             continue
         headers = inputs.inventory.studies[uid]
-        report = inputs.reports.by_study.get(uid)
+        report = side.reports.by_study.get(uid)
+        series = {header.series_uid for header in headers}
         under_way.append((len(headers), inputs.study_source(uid, headers)))
         yield StudyJob(
             key=key,
             patient=inputs.persons.pseudonym(headers, inputs.keyring),
             headers=headers,
             report=None if report is None else report["text"],
-            report_item=inputs.reports.items.get(uid, ""),
-            labels=label_values(inputs.labels.by_study.get(uid, {}), inputs.config.labels)[0],
+            report_item=side.reports.items.get(uid, ""),
+            labels=label_values(side.labels.by_study.get(uid, {}), inputs.config.labels)[0],
+            site=inputs.keyring.site(site_of(headers, inputs.config.site)),
             keyring=inputs.keyring,
             config=inputs.config,
             binary=binary,
+            series_labels=side.series_labels(series, inputs.config.labels),
+            masks=side.masks.of(series),
+            brain_masks=side.brain_masks.of(series),
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,10 +18,14 @@ from data_prep.beside import (
     remove_others,
     write_quarantine,
 )
+from data_prep.deface import confidentiality_options
 from data_prep.keys import write_link_table
 from data_prep.ledger import Entry, Tally
+from data_prep.quality.checks import limit_of
+from data_prep.quality.page import Rules
+from data_prep.quality.review import PAGE, Review, review
 from data_prep.shards import ShardStore
-from data_prep.splits import extend_splits, split_patients
+from data_prep.side_inputs import explain
 from data_prep.summary import PrepareSummary, count_reasons
 from data_prep.tables import label_values
 from data_prep.task import VERSION, Inputs, Plan
@@ -53,56 +58,54 @@ def publish_dataset(store: ShardStore, inputs: Inputs, plan: Plan) -> PrepareSum
         history = base.history.after(base.dataset_id, change)
     tally = whole.tally
     tally.add(outside)
-    entries = [*tally.entries, *inputs.reports.entries, *inputs.labels.entries]
+    entries = [*tally.entries, *(entry for entry in inputs.side.entries if entry.study not in plan.withdrawn)]
     if base is not None:
         known = {json.dumps(entry.as_json()) for entry in entries}
         entries += [entry for entry in read_quarantine(inputs.out) if json.dumps(entry.as_json()) not in known]
-    write_link_table(inputs.restricted.links, _links(inputs))
+    write_link_table(inputs.restricted.links, _links(inputs, entries))
     write_quarantine(inputs.out, entries)
-    samples = _samples(store, inputs, base)
+    samples = _samples(store, base)
     if not len(samples):
         raise UserError(
             f"nothing could be prepared: {tally.quarantined_files} files are quarantined, see "
             f"{inputs.out}/quarantine.jsonl"
         )
     shards = [*(base.shards if base is not None else []), *store.shards]
-    summary = _summarise(inputs, plan, tally, entries, samples)
+    found = review(inputs, plan, shards, samples)
+    samples = samples.with_splits(found.splits)
+    summary = _summarise(inputs, plan, tally, entries, samples, found)
     summary.shards = len(shards)
     summary.dataset_id = dataset_hash(shards, samples)
     summary.reports = whole.reports
+    rules = Rules(entries=entries, pictures=tally.pictures, limits=summary.limits, actions=summary.actions)
     fs, root = open_store(inputs.out)
     publish(fs, f"{root}/{ledger_name(history)}", whole.ledger)
     publish(fs, f"{root}/{SUMMARY}", summary.to_json())
+    publish(fs, f"{root}/{PAGE}", found.page(rules, summary.dataset_id))
     versions = {
         "prepare": VERSION,
         "deidentification": deid.VERSION,
-        "confidentiality_options": deid.CONFIDENTIALITY_OPTIONS,
+        "confidentiality_options": confidentiality_options(deid.CONFIDENTIALITY_OPTIONS, inputs.config.deface),
         "input": inputs.fingerprint,
         "settings": inputs.settings,
     }
-    write_index(inputs.out, shards, samples, versions, history)
+    write_index(inputs.out, shards, samples, versions, history, found.tables())
     if base is not None:
         remove_others(inputs.out, Manifest.open(inputs.out))
     return summary
 
 
-def _samples(store: ShardStore, inputs: Inputs, base: Manifest | None) -> SampleTable:
-    """The rows of the index, each in its split."""
+def _samples(store: ShardStore, base: Manifest | None) -> SampleTable:
+    """The rows of the index; the new ones have no split yet."""
     tables = [SampleTable.of(settled.samples) for settled in store.settled() if settled.samples]
-    config, keyring = inputs.config, inputs.keyring
-    new = [patient for table in tables for patient in table.column("patient").to_pylist()]
-    if base is None:
-        splits = split_patients(new, config.test_fraction, config.split_seed, keyring)
-        return SampleTable.join([table.with_splits(splits) for table in tables])
-    standing = dict(zip(*(base.samples.column(name).to_pylist() for name in ("patient", "split")), strict=True))
-    splits = extend_splits(standing, new, config.test_fraction, config.split_seed, keyring)
-    return SampleTable.join([base.samples, *(table.with_splits(splits) for table in tables)])
+    return SampleTable.join([*([] if base is None else [base.samples]), *tables])
 
 
 def _summarise(
-    inputs: Inputs, plan: Plan, tally: Tally, entries: Sequence[Entry], samples: SampleTable
+    inputs: Inputs, plan: Plan, tally: Tally, entries: Sequence[Entry], samples: SampleTable, found: Review
 ) -> PrepareSummary:
-    rows = inputs.labels.by_study.values()
+    labels = inputs.side.labels
+    rows = [*labels.by_study.values(), *labels.by_series.values()]
     splits = samples.column("split").to_pylist()
     return PrepareSummary(
         dataset_id="",
@@ -118,24 +121,30 @@ def _summarise(
         members=tally.members,
         missing_slices=tally.invalid_slices,
         shards=0,
-        splits={word: splits.count(word) for word in ("train", "test")},
+        splits={"train": 0, "test": 0} | Counter(sorted(splits)),
+        limits=limit_of(inputs.config.limits),
+        actions={check: action.value for check, action in sorted(inputs.config.actions.items())},
+        **found.counts(),
         contrasts=dict(sorted(tally.contrasts.items())),
         reports=0,
         refused_reports=count_reasons(entries, "report"),
-        labelled=len(inputs.labels.by_study),
+        labelled=len(labels.by_study),
         refused_labels=sum(label_values(row, inputs.config.labels)[1] for row in rows),
-        unlinked_labels=len(inputs.labels.unknown_rows),
-        unknown_reports=inputs.reports.unknown_rows,
+        unlinked_labels=len(labels.unknown_rows),
+        unknown_reports=inputs.side.reports.unknown_rows,
         placeholder_patients=plan.placeholders,
+        masks=tally.masks,
+        refused_masks=count_reasons(entries, "mask"),
         linked_patients=plan.linked,
         changed_studies=plan.changed,
         link_table=str(inputs.restricted.links),
     )
 
 
-def _links(inputs: Inputs) -> Iterator[tuple[str, str, str]]:
-    """Rows of the link table: quarantined files, studies, patients; those of withdrawn patients stay out."""
+def _links(inputs: Inputs, entries: Sequence[Entry]) -> Iterator[tuple[str, str, str]]:
+    """Rows of the link table: what is quarantined, studies, patients; those of withdrawn patients stay out."""
     yield from inputs.catalogue.links(inputs.source)
+    yield from explain(entries, inputs.inventory.studies, inputs.side.sources, inputs.keyring)
     studies, withdrawn = inputs.inventory.studies, inputs.restricted.withdrawn()
     for uid in studies:
         first = studies.first(uid)

@@ -15,16 +15,19 @@ import numpy as np
 from data_prep import deid
 from data_prep.burned_in import holds_text
 from data_prep.convert import Volume, convert
+from data_prep.deface import deface
 from data_prep.headers import Header, Scan
 from data_prep.keys import Keyring
 from data_prep.ledger import NO_SPACE, Entry, QuarantineError, Reason, Rule, Tally
 from data_prep.limits import TookTooLong, time_limit
+from data_prep.masks import MaskFile, encode_mask, read_mask
 from data_prep.nifti import load_nifti
 from data_prep.normalise import encode_series
 from data_prep.remote import fetched
+from data_prep.reports.labeller import report_labels
+from data_prep.reports.text import clean_report
 from data_prep.sequences import is_localizer, recognise
 from data_prep.stacks import Stack, drop_duplicates, shell_of, split_series
-from data_prep.text import clean_report
 from fm.config.errors import UserError
 from fm.config.prepare import BurnedIn, Gaps, PrepareConfig, Volumes
 from fm.data.sample import Agent, Contrast, LabelValue, Report, SeriesMeta, StudyMeta, to_json
@@ -48,6 +51,14 @@ class StudyJob:
     config: PrepareConfig
     binary: str
     """dcm2niix."""
+    site: str = ""
+    """Keyed id of the institution."""
+    series_labels: dict[str, dict[str, LabelValue]] = field(default_factory=dict)
+    """Labels by SeriesInstanceUID."""
+    masks: dict[str, MaskFile] = field(default_factory=dict)
+    """Segmentations by SeriesInstanceUID."""
+    brain_masks: dict[str, MaskFile] = field(default_factory=dict)
+    """Brain masks by SeriesInstanceUID."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -140,16 +151,17 @@ def process_study(job: StudyJob) -> StudyResult:
         step(sample)
     if not sample.series:
         return StudyResult(key=job.key, patient=job.patient, members={}, tally=sample.tally)
-    identity = job.headers[0].identity
+    identity, region = job.headers[0].identity, _commonest(sample.regions)
     meta = StudyMeta(
         key=job.key,
         patient=job.patient,
-        region=_commonest(sample.regions),
+        region=region,
         series=sample.series,
         age=deid.age(identity),
         sex=deid.sex(identity),
         report=sample.report,
-        labels=job.labels,
+        labels={**job.labels, **report_labels(sample.report, region, job.config)},
+        site=job.site,
     )
     members = {"json": to_json(meta), **sample.members}
     return StudyResult(
@@ -233,17 +245,22 @@ def _store(sample: _Sample, converted: _Converted) -> None:
         name = _name(sample, contrast, agent, volume.b_value)
         frame = sample.frames.setdefault(scan.frame_of_reference or converted.series_uid, len(sample.frames))
         try:
-            member = encode_series(volume, scan, recognition, name, frame, config.quantisation_bits)
+            shown, defaced = deface(volume, recognition.region.value, _brain_mask(sample.job, converted), config)
+            member = encode_series(shown, scan, recognition, name, frame, config)
         except QuarantineError as err:
             failure = err.reason
+            sample.tally.show(err.reason, err.picture)
             if len(volumes) > 1:
                 sample.quarantine(
                     err.reason, 0, "volume", converted.series_uid, str(converted.stack), str(volume.index)
                 )
             continue
+        member.meta.defaced = defaced
+        member.meta.labels = sample.job.series_labels.get(converted.series_uid, {})
         sample.names[_base(contrast, agent, volume.b_value)] += 1
         sample.members[f"{name}.b2"] = member.payload
         sample.series.append(member.meta)
+        _mask(sample, converted, member.meta)
         sample.tally.contrasts[contrast.value] += 1
         stored += 1
     if stored:
@@ -253,6 +270,28 @@ def _store(sample: _Sample, converted: _Converted) -> None:
     else:
         reason = failure or Reason.CONVERTER_FAILED
         sample.quarantine(reason, converted.files, "series", converted.series_uid, str(converted.stack))
+
+
+def _mask(sample: _Sample, converted: _Converted, meta: SeriesMeta) -> None:
+    """Store the segmentation of a series beside one of its volumes; one that does not fit costs itself alone."""
+    file = sample.job.masks.get(converted.series_uid)
+    if file is None:
+        return
+    try:
+        mask = read_mask(file.path, sample.job.config.mask_names)
+        sample.members[f"{meta.name}.seg.b2"] = encode_mask(mask, meta, converted.scan.frame_of_reference)
+        sample.tally.masks += 1
+    except QuarantineError as err:
+        sample.tally.entries.append(Entry(item=file.item, kind="mask", reason=err.reason, study=sample.job.key))
+
+
+def _brain_mask(job: StudyJob, converted: _Converted) -> str:
+    """File of the brain mask of a series: its own, else that of another one in its frame of reference."""
+    own, frame = job.brain_masks.get(converted.series_uid), converted.scan.frame_of_reference
+    if own is not None or not frame:
+        return "" if own is None else own.path
+    alike = {header.series_uid for header in job.headers if header.scan.frame_of_reference == frame}
+    return next((file.path for series, file in sorted(job.brain_masks.items()) if series in alike), "")
 
 
 def mean_volumes(volumes: Sequence[Volume]) -> list[Volume]:
@@ -287,7 +326,15 @@ def _add_report(sample: _Sample) -> None:
         return
     identities = list(dict.fromkeys(header.identity for header in job.headers))
     try:
-        sample.report = clean_report(job.report, identities, job.config.report_max_chars, job.config.report_sections)
+        config = job.config
+        sample.report = clean_report(
+            job.report,
+            identities,
+            config.report_max_chars,
+            config.report_sections,
+            config.ner_model,
+            config.ner_labels,
+        )
     except QuarantineError as err:
         entry = Entry(item=job.report_item, kind="report", reason=err.reason, study=job.key)
         sample.tally.entries.append(entry)

@@ -40,6 +40,18 @@ class PrepareSummary:
     """Studies by split."""
     contrasts: dict[str, int]
     """Stored series by contrast."""
+    flagged: int
+    """Stored series that failed a quality check."""
+    flags: dict[str, int]
+    """Stored series by the check that they failed."""
+    duplicates: dict[str, int]
+    """Pairs of series that hold one volume: exact, alike, across patients and splits; and studies in no split."""
+    largest_quantisation_error: float
+    """Over all series, as a share of the range between the 1st and 99th percentile."""
+    limits: dict[str, float]
+    """Limits that series were held against, by check."""
+    actions: dict[str, str]
+    """What happened to a series beyond a limit, by check, where it was not only flagged."""
     reports: int
     """Studies with a report."""
     refused_reports: dict[str, int]
@@ -54,6 +66,10 @@ class PrepareSummary:
     """Row numbers of reports whose study is not in the input."""
     placeholder_patients: int = 0
     """Studies whose PatientID names nobody: each counts as a patient of its own."""
+    masks: int = 0
+    """Label maps stored."""
+    refused_masks: dict[str, int] = field(default_factory=dict)
+    """Segmentations that were not used, by reason."""
     linked_patients: int = 0
     """Patients whom the link file joined from several numbers."""
     changed_studies: int = 0
@@ -81,11 +97,29 @@ class PrepareSummary:
                 *flagged,
                 f"contrasts: {_counts(self.contrasts)}",
                 f"{self.reports} reports" + (f"; not used: {refused}" if refused else ""),
+                *self._masks(),
+                *self._quality(),
                 f"splits: {_counts(self.splits)}",
                 f"dataset {self.dataset_id} in {self.out}",
                 f"ids are explained in {self.link_table}: keep it, and the key beside it, restricted",
             )
         )
+
+    def _quality(self) -> list[str]:
+        """Lines about quality and duplicates."""
+        failed = f": {_counts(self.flags)}" if self.flags else ""
+        error = f"largest quantisation error {100 * self.largest_quantisation_error:.2g} % of a series' range"
+        lines = [f"quality: {self.flagged} of {self.members} series flagged{failed}; {error}"]
+        found = {name: number for name, number in self.duplicates.items() if number}
+        if found:
+            words = ", ".join(f"{number} {name.replace('_', ' ')}" for name, number in found.items())
+            lines.append(f"duplicate volumes: {words}; see duplicates.parquet")
+        return [*lines, f"look at {self.out}/qc.html"]
+
+    def _masks(self) -> list[str]:
+        refused = _counts(self.refused_masks)
+        line = f"{self.masks} masks" + (f"; not used: {refused}" if refused else "")
+        return [line] if self.masks or refused else []
 
     def to_json(self) -> bytes:
         """The content of ``prepare.json``: everything but this machine's paths."""

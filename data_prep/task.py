@@ -15,15 +15,15 @@ from data_prep.inventory import Inventory
 from data_prep.keys import Keyring, Restricted, is_placeholder
 from data_prep.ledger import Rule, Tally
 from data_prep.persons import Persons
-from data_prep.tables import Linked, file_hash
+from data_prep.side_inputs import PATHS, SideInputs
+from data_prep.tables import file_hash
 from fm.config.prepare import PrepareConfig
 from fm.data.index import Manifest
 
-VERSION = "2"
+VERSION = "3"
 """Version of the preparation; recorded in the manifest."""
 _NOT_IN_BYTES = (
     "key_file",
-    "link_file",
     "memory_limit_gib",
     "convert_timeout_s",
     "study_timeout_s",
@@ -35,7 +35,9 @@ _NOT_IN_BYTES = (
     "slurm_account",
     "slurm_walltime",
 )
-"""Settings that decide where and how long work is done, not what comes out; the link file counts by its content."""
+"""Settings that decide where and how long work is done, not what comes out."""
+_OF_STUDIES = ("masks", "brain_masks")
+"""Folders whose files belong to studies: they may grow with the input."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -49,8 +51,7 @@ class Inputs:
     restricted: Restricted
     catalogue: Catalogue
     inventory: Inventory
-    reports: Linked
-    labels: Linked
+    side: SideInputs
     persons: Persons
     settings: str
     """Keyed hash of the settings that decide the output."""
@@ -59,8 +60,14 @@ class Inputs:
 
     def study_source(self, uid: str, headers: Sequence[Header]) -> str:
         """Keyed hash of what a study is made from."""
-        rows = [self.reports.by_study.get(uid), self.labels.by_study.get(uid)]
-        parts = [*sorted(header.instance_uid for header in headers), json.dumps(rows, sort_keys=True)]
+        side, series = self.side, {header.series_uid for header in headers}
+        rows = [side.reports.by_study.get(uid), side.labels.by_study.get(uid)]
+        rows += [side.labels.by_series.get(one) for one in sorted(series)]
+        masks = [
+            [(one, file_hash(file.path)) for one, file in sorted(files.of(series).items())]
+            for files in (side.masks, side.brain_masks)
+        ]
+        parts = [*sorted(header.instance_uid for header in headers), json.dumps([rows, masks], sort_keys=True)]
         return self.keyring.digest("source", *parts)
 
 
@@ -76,6 +83,8 @@ class Plan:
     """Studies of the base that come from other files, report or labels now."""
     tally: Tally = field(default_factory=Tally)
     """Files of patients who withdrew."""
+    withdrawn: set[str] = field(default_factory=set)
+    """Keys of their studies that are in the input."""
     placeholders: int = 0
     linked: int = 0
 
@@ -83,18 +92,27 @@ class Plan:
 def hash_settings(config: PrepareConfig, keyring: Keyring) -> str:
     """Keyed hash of the settings that decide the output; an output of others is not continued, nor added to."""
     settings = asdict(config)
-    for irrelevant in _NOT_IN_BYTES:
+    for irrelevant in (*_NOT_IN_BYTES, *_OF_STUDIES):
         settings.pop(irrelevant)
-    parts = (file_hash(config.link_file or None), json.dumps(settings, sort_keys=True), VERSION, deid.VERSION)
+    # what a path holds decides, not where it lies; masks belong to studies as images do
+    hashes = [file_hash(settings.pop(name) or None) for name in PATHS if name not in _OF_STUDIES]
+    parts = (*hashes, json.dumps(settings, sort_keys=True), VERSION, deid.VERSION)
     return keyring.digest("settings", *parts)
 
 
-def fingerprint(catalogue: Catalogue, reports: str | None, labels: str | None, settings: str, keyring: Keyring) -> str:
-    """Keyed hash of everything that decides the output; the state of another fingerprint is not continued."""
+def fingerprint(catalogue: Catalogue, beside: Sequence[str | None], settings: str, keyring: Keyring) -> str:
+    """Keyed hash of everything that decides the output; the state of another fingerprint is not continued.
+
+    Args:
+        catalogue: the images.
+        beside: files and folders beside them that may grow with them: reports, labels, masks.
+        settings: from :func:`hash_settings`.
+        keyring: of the run.
+    """
     digest = hashlib.sha256()
     for line in catalogue.stamps():
         digest.update(f"{line}\n".encode("utf-8", "surrogateescape"))
-    return keyring.digest("fingerprint", digest.hexdigest(), file_hash(reports), file_hash(labels), settings)
+    return keyring.digest("fingerprint", digest.hexdigest(), *map(file_hash, beside), settings)
 
 
 def make_plan(inputs: Inputs, base: Manifest | None) -> Plan:
@@ -113,6 +131,7 @@ def make_plan(inputs: Inputs, base: Manifest | None) -> Plan:
             numbers.setdefault(patient, set()).add((first.identity.issuer, first.identity.patient_id))
         if patient in withdrawn:
             plan.tally.excluded[Rule.WITHDRAWN.value] += files
+            plan.withdrawn.add(key)
         elif key not in sources:
             plan.new.append((key, uid))
         else:

@@ -14,7 +14,7 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import webdataset
@@ -31,6 +31,8 @@ from data_prep.beside import (
 from data_prep.catalogue import Catalogue
 from data_prep.keys import Keyring, Restricted, default_key_file, open_keyring, write_link_table
 from data_prep.ledger import Tally
+from data_prep.quality.page import Rules
+from data_prep.quality.review import DUPLICATES, PAGE, review_again
 from data_prep.shards import publish_file, write_file
 from data_prep.summary import PrepareSummary, count_reasons
 from fm.config.errors import UserError
@@ -59,6 +61,8 @@ class _Order:
     """Keys of the patient's studies, those of which nothing was left included."""
     parent: str
     shards: list[str]
+    items: list[str]
+    """Keyed ids of what is quarantined of them: reports, masks, series."""
 
 
 def withdraw(url: str, patient: str, key_file: str, site: str) -> WithdrawSummary:
@@ -132,53 +136,61 @@ def _begin(manifest: Manifest, restricted: Restricted, pseudonym: str) -> _Order
         studies=sorted({a.study for a in read_ledger(manifest.url, manifest.history) if a.patient == pseudonym}),
         parent=manifest.dataset_id,
         shards=sorted({sample.shard for sample in rows}),
+        items=[],
     )
+    gone = set(order.studies)
+    order.items = sorted({entry.item for entry in read_quarantine(manifest.url) if entry.study in gone})
     restricted.add_withdrawn(pseudonym)
-    content = {"pseudonym": pseudonym, "studies": order.studies, "parent": order.parent, "shards": order.shards}
-    write_file(restricted.pending, json.dumps(content).encode())
+    write_file(restricted.pending, json.dumps(asdict(order)).encode())
     os.chmod(restricted.pending, 0o600)
     return order
 
 
 def _rewrite(manifest: Manifest, restricted: Restricted, order: _Order, gone: set[str]) -> None:
-    """Shards, ledger, summary and index without the patient; the manifest comes last."""
+    """Shards, ledger, summary, page, tables and index without the patient; the manifest comes last."""
     url = manifest.url
     change = {"kind": "withdraw", "studies": len(gone), "shards": order.shards}
     history = manifest.history.after(manifest.dataset_id, change)
-    splits = dict(zip(*(manifest.samples.column(name).to_pylist() for name in ("patient", "split")), strict=True))
+    splits = dict(zip(*(manifest.samples.column(name).to_pylist() for name in ("key", "split")), strict=True))
     shards: list[Shard] = []
     tables: list[SampleTable] = []
     for shard in manifest.shards:
         table = manifest.samples.where(shard=shard.name)
         if shard.name in order.shards:
-            kept = [sample for sample in table if sample.key not in gone]
-            if not kept:
+            left = [sample for sample in table if sample.key not in gone]
+            if not left:
                 continue
-            shard, table = _repack(manifest, restricted, shard, kept, len(history.parents))
+            shard, table = _repack(manifest, restricted, shard, left, len(history.parents))
         shards.append(shard)
         tables.append(table.with_splits(splits))
     samples = SampleTable.join(tables)
-    lost, reports, lines = Tally(), 0, bytearray()
+    lost, kept, reports, lines = Tally(), Tally(), 0, bytearray()
     for account in read_ledger(url, manifest.history):
         if account.study in gone:
             lost.add(account.tally)
         else:
+            kept.add(account.tally)
             reports += account.report
             lines += ledger_line(account)
     fs, root = open_store(url)
     publish(fs, f"{root}/{ledger_name(history)}", bytes(lines))
     before = PrepareSummary.from_json(fs.cat_file(f"{root}/{SUMMARY}"), url, "")
     entries = [entry for entry in read_quarantine(url) if entry.study not in gone]
+    found = review_again(url, shards, samples, manifest.table(DUPLICATES))
     summary = replace(
         _without(before, lost, samples),
+        **found.counts(),
         dataset_id=dataset_hash(shards, samples),
         shards=len(shards),
         reports=reports,
         quarantined=count_reasons(entries),
         refused_reports=count_reasons(entries, "report"),
+        refused_masks=count_reasons(entries, "mask"),
     )
     publish(fs, f"{root}/{SUMMARY}", summary.to_json())
-    write_index(url, shards, samples, manifest.versions, history)
+    rules = Rules(entries=entries, pictures=kept.pictures, limits=summary.limits, actions=summary.actions)
+    publish(fs, f"{root}/{PAGE}", found.page(rules, summary.dataset_id))
+    write_index(url, shards, samples, manifest.versions, history, found.tables())
 
 
 def _repack(
@@ -217,6 +229,7 @@ def _without(before: PrepareSummary, lost: Tally, samples: SampleTable) -> Prepa
         series=before.series - lost.series,
         volumes=before.volumes - lost.volumes,
         members=before.members - lost.members,
+        masks=before.masks - lost.masks,
         missing_slices=before.missing_slices - lost.invalid_slices,
         splits={word: splits.count(word) for word in before.splits},
         contrasts=dict(sorted((Counter(before.contrasts) - lost.contrasts).items())),
@@ -225,7 +238,7 @@ def _without(before: PrepareSummary, lost: Tally, samples: SampleTable) -> Prepa
 
 def _clean_restricted(url: str, restricted: Restricted, keyring: Keyring, order: _Order) -> None:
     """Remove the patient from the link table, the headers that were read, and the state of an unfinished run."""
-    gone = {*order.studies, order.pseudonym}
+    gone = {*order.studies, *order.items, order.pseudonym}
     write_link_table(restricted.links, [row for row in _links(restricted) if row[0] not in gone])
     if restricted.catalogue.exists():
         with closing(Catalogue(restricted.catalogue, None, keyring)) as catalogue:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -25,6 +25,8 @@ class Cohort:
     test_N: Bools
     """(N,) True for the scored split, False for the one that probes are fitted on."""
     dataset_id: str = ""
+    duplicates: list[tuple[str, str]] = field(default_factory=list)
+    """Pairs of studies that share a volume, as far as the dataset knows."""
 
     def __post_init__(self) -> None:
         if not self.studies:
@@ -35,6 +37,14 @@ class Cohort:
             raise CohortError(
                 f"{len(both)} patient(s) stand in both train and test, first {both[0]}: "
                 "scores would be flattered; prepare the data again with patient-level splits"
+            )
+        split = {s.key: bool(test) for s, test in zip(self.studies, self.test_N, strict=True)}
+        shared = [pair for pair in self.duplicates if {split.get(pair[0]), split.get(pair[1])} == {True, False}]
+        if shared:
+            raise CohortError(
+                f"{len(shared)} volume(s) stand in both train and test, first in the studies "
+                f"{' and '.join(shared[0])}: scores would be flattered; prepare the data again with "
+                "prepare.duplicates=drop"
             )
 
     @property
@@ -66,6 +76,7 @@ class Cohort:
             studies=[s for s in self.studies if s.key not in gone],
             test_N=self.test_N[kept],
             dataset_id=self.dataset_id,
+            duplicates=self.duplicates,
         )
 
 

@@ -60,7 +60,8 @@ def read_cohort(manifest: Manifest) -> Cohort:
     """Metadata of the train and test studies of a dataset, in the manifest's order.
 
     Raises:
-        CohortError: no study of these splits, a patient in both, or an index that names other patients.
+        CohortError: no study of these splits, a patient or a known duplicate in both, or an index that names other
+            patients.
         DatasetError: a JSON member that is missing or damaged.
     """
     samples = [s for s in manifest.samples if s.split in ("train", "test")]
@@ -75,7 +76,16 @@ def read_cohort(manifest: Manifest) -> Cohort:
         studies=studies,
         test_N=np.array([s.split == "test" for s in samples], dtype=bool),
         dataset_id=manifest.dataset_id,
+        duplicates=_duplicates(manifest),
     )
+
+
+def _duplicates(manifest: Manifest) -> list[tuple[str, str]]:
+    """Pairs of studies that fm prepare found to share a volume."""
+    table = manifest.table("duplicates.parquet")
+    if table is None:
+        return []
+    return list(zip(table["study"].to_pylist(), table["other_study"].to_pylist(), strict=True))
 
 
 def read_images(read: Read, study: StudyMeta) -> list[SeriesImage]:

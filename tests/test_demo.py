@@ -106,7 +106,7 @@ def test_run_again_with_other_values_is_refused(miniature_demo: Path) -> None:
 
 @pytest.mark.full
 def test_the_demo_takes_real_dicom_without_reports(mri_dev: Path, tmp_path: Path) -> None:
-    words = [FM, "demo", f"input={mri_dev / 'dicom'}", f"run={tmp_path / 'run'}", "max_steps=3"]
+    words = [FM, "demo", f"input={mri_dev / 'dicom'}", f"run={tmp_path / 'run'}", "max_steps=3", "prepare.deface=none"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     account = json.loads((tmp_path / "run" / "shards" / "prepare.json").read_text())

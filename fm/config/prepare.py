@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 
 from fm.config.errors import ConfigError
+from fm.config.quality import Action, LimitsConfig
 
 PHANTOM_LABELS = (
     "lesion",
@@ -26,6 +28,8 @@ LOCAL, SLURM = "local", "slurm"
 """Values of `cluster` that are no address."""
 
 REPORT_SECTIONS = ("findings", "impression", "technique", "history")
+TABLE_COLUMNS = ("study_uid", "series_uid", "accession", "patient_id", "text", "status", "time")
+"""Columns of tables of reports and labels that have a meaning of their own."""
 
 
 class Volumes(StrEnum):
@@ -68,6 +72,54 @@ class BurnedIn(StrEnum):
     """Nothing is looked for in the pixels; series that call themselves annotated are left out all the same."""
 
 
+class ReportSource(StrEnum):
+    """What ``reports`` is."""
+
+    auto = "auto"
+    """A file is a table; a folder is text files where it holds any, else DICOM structured reports."""
+    table = "table"
+    """CSV, JSONL or Parquet, a row per report."""
+    text = "text"
+    """A folder with one .txt file per report, named by accession number or StudyInstanceUID."""
+    sr = "sr"
+    """A folder that holds DICOM structured reports, among whatever else; it may be `input` itself."""
+
+
+class ReportRule(StrEnum):
+    """Which of several reports of a study counts."""
+
+    final = "final"
+    """The latest final or corrected one, its later addenda behind it; a preliminary one only where there is no final
+    one. Reports under several accession numbers of the study are joined."""
+    final_only = "final_only"
+    """As `final`, but a study with preliminary reports alone goes without text."""
+    last = "last"
+    """The last row, whatever its status."""
+
+
+class Labeller(StrEnum):
+    """What finds structured findings in reports."""
+
+    none = "none"
+    rules = "rules"
+    """Words, negation and uncertainty (prepare.findings_file)."""
+    model = "model"
+    """A local causal language model (prepare.labeller_model)."""
+
+
+class Deface(StrEnum):
+    """What is done about faces in series of the head, and of regions that no header names."""
+
+    unset = "unset"
+    """Not decided: an input that holds such series is refused."""
+    none = "none"
+    """Faces stay: for images without faces, or for shards that stay where the images are."""
+    quickshear = "quickshear"
+    """All in front of and below the brain is removed; needs a brain mask, without one the series is quarantined."""
+    command = "command"
+    """A program of yours removes them (prepare.deface_command)."""
+
+
 class UnknownReports(StrEnum):
     """What a report for a study that is not in the input means."""
 
@@ -75,6 +127,15 @@ class UnknownReports(StrEnum):
     """The dataset is finished without it, then the command fails and says so."""
     allow = "allow"
     """Counted and quarantined."""
+
+
+class Duplicates(StrEnum):
+    """What happens where two studies hold the same volume."""
+
+    report = "report"
+    """Both stay, their patients in one split; the pairs are in ``duplicates.parquet`` and counted."""
+    drop = "drop"
+    """One study of each pair is in no split: it is neither trained on nor evaluated."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -99,16 +160,68 @@ class PrepareConfig:
     """What happens to a series whose pixels seem to hold text; most scanners do not say it in the header."""
     labels: list[str] = field(default_factory=lambda: list(PHANTOM_LABELS))
     """Columns of the labels file that may enter the shards; numbers or short words."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """What tables of reports and labels call study_uid, series_uid, accession, patient_id, text, status and time, where
+    they call them otherwise: prepare.columns={text: Befund}."""
+    masks: str = ""
+    """Folder of segmentations: NIfTI named by SeriesInstanceUID (for NIfTI input: as the image), or DICOM SEG."""
+    mask_names: dict[str, str] = field(default_factory=dict)
+    """Names of a mask's values, or of the segments of a DICOM SEG by their label: prepare.mask_names={1: lesion}. A
+    segment's own label is never copied."""
     test_fraction: float = 0.2
     """Share of patients held out in the split `test`; the others are `train`."""
     split_seed: int = 0
     """Another number draws another split under the same key."""
+    stratify: list[str] = field(default_factory=list)
+    """Labels, or sex, region, site, vendor: the share is held out within each combination of their values, by the
+    patient's first study."""
+    external_sites: list[str] = field(default_factory=list)
+    """Institutions as InstitutionName has them (the issuer where it is absent): their patients are the split
+    `external`, whole."""
+    external_after: str = ""
+    """Day as YYYYMMDD: patients with a study on it or later are the split `later`, with all their studies; the date
+    stays here."""
+    duplicates: Duplicates = Duplicates.report
+    """What happens where two studies hold the same volume."""
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    """Limits of the checks of image quality."""
+    actions: dict[str, Action] = field(default_factory=dict)
+    """What happens to a series beyond a limit, by the check's name; flag where none is given."""
+    n4: bool = False
+    """Estimate the receive field inside the body and divide it out (N4); needs SimpleITK, and seconds a series."""
+    n4_shrink: int = 4
+    """N4 works on every n-th voxel in the plane."""
     unknown_reports: UnknownReports = UnknownReports.refuse
     """What a report for a study that is not in the input means."""
     report_sections: list[str] = field(default_factory=lambda: list(REPORT_SECTIONS))
     """Sections of a report that enter the shards, among findings, impression, technique and history."""
     report_max_chars: int = 20_000
     """A longer report is quarantined; its study stays, without text."""
+    report_source: ReportSource = ReportSource.auto
+    """What `reports` is."""
+    report_rule: ReportRule = ReportRule.final
+    """Which of several reports of a study counts."""
+    ner_model: str = ""
+    """Folder of a local token classification model that searches reports for names after the rules; empty: rules
+    alone."""
+    ner_labels: list[str] = field(default_factory=list)
+    """Entities of that model that are removed (PER, LOC); empty: all of them."""
+    labeller: Labeller = Labeller.none
+    """What finds structured findings in reports; they become labels named report_FINDING, 1 or 0."""
+    labeller_model: str = ""
+    """Folder of the local causal language model of labeller=model."""
+    findings_file: str = ""
+    """YAML of findings and their words; empty: brain, spine, abdomen and knee as data_prep/reports/findings.yaml."""
+    deface: Deface = Deface.unset
+    """What is done about faces."""
+    deface_command: str = ""
+    """Program of deface=command, with {input} and {output} for NIfTI files on one grid."""
+    brain_masks: str = ""
+    """Folder of brain masks for deface=quickshear: NIfTI named by SeriesInstanceUID, or as the image."""
+    brain_mask_command: str = ""
+    """Program that makes a brain mask where no file does: "hd-bet -i {input} -o {output}"."""
+    face_margin_mm: float = 10.0
+    """Distance that quickshear keeps from the brain."""
     quantisation_bits: int = 12
     """Bits a voxel, 8 to 16; whole numbers that fit are stored exactly."""
     shard_mib: int = 128
@@ -139,11 +252,24 @@ class PrepareConfig:
             raise ConfigError(f"prepare.test_fraction={self.test_fraction}: a share from 0 to below 1 is needed")
         if not 8 <= self.quantisation_bits <= 16:
             raise ConfigError(f"prepare.quantisation_bits={self.quantisation_bits}: choose 8 to 16")
+        for name in self.mask_names.values():
+            if not re.fullmatch(r"[a-z0-9_]{1,40}", name):
+                raise ConfigError(f"prepare.mask_names: {name} must be letters a-z, digits and _, at most 40")
+        self.mask_names = {key.strip().lower(): name for key, name in self.mask_names.items()}
         if not self.report_sections or set(self.report_sections) - set(REPORT_SECTIONS):
             raise ConfigError(
                 f"prepare.report_sections={self.report_sections}: choose among {', '.join(REPORT_SECTIONS)}"
             )
+        known = {check.name for check in fields(LimitsConfig)}
+        if unknown := sorted(set(self.actions) - known):
+            raise ConfigError(f"prepare.actions.{unknown[0]}: no such check; choose among {', '.join(sorted(known))}")
+        if self.external_after and not (len(self.external_after) == 8 and self.external_after.isdigit()):
+            raise ConfigError(f"prepare.external_after={self.external_after}: give a day as YYYYMMDD")
+        if unknown := sorted(set(self.columns) - set(TABLE_COLUMNS)):
+            raise ConfigError(f"prepare.columns: {unknown[0]} is none of {', '.join(TABLE_COLUMNS)}")
+        self._check_programs()
         for name, value in (
+            ("n4_shrink", self.n4_shrink),
             ("report_max_chars", self.report_max_chars),
             ("shard_mib", self.shard_mib),
             ("convert_timeout_s", self.convert_timeout_s),
@@ -159,3 +285,24 @@ class PrepareConfig:
             raise ConfigError(
                 f"prepare.cluster={self.cluster}: choose {LOCAL}, {SLURM}, or a scheduler's address like tcp://host:8786"
             )
+
+    def _check_programs(self) -> None:
+        """Refuse steps without their program, model or mask."""
+        for name, kind, needs, given in (
+            ("labeller", self.labeller == Labeller.model, "labeller_model=DIR", self.labeller_model),
+            ("deface", self.deface == Deface.command, "deface_command=PROGRAM", self.deface_command),
+            (
+                "deface",
+                self.deface == Deface.quickshear,
+                "brain_masks=DIR or prepare.brain_mask_command=PROGRAM",
+                self.brain_masks or self.brain_mask_command,
+            ),
+        ):
+            if kind and not given:
+                raise ConfigError(f"prepare.{name}={getattr(self, name)}: needs prepare.{needs}")
+        for name in ("deface_command", "brain_mask_command"):
+            command = getattr(self, name)
+            if command and not all(place in command for place in ("{input}", "{output}")):
+                raise ConfigError(f"prepare.{name}={command}: say where its files go with {{input}} and {{output}}")
+        if self.face_margin_mm < 0:
+            raise ConfigError(f"prepare.face_margin_mm={self.face_margin_mm}: must not be negative")

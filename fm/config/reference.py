@@ -60,10 +60,12 @@ def _section(group: str) -> type | None:
 
 
 def _class(cls: type) -> Iterator[str]:
-    """A dataclass as a table, then the dataclasses that its open dictionaries hold."""
+    """A dataclass as a table, then its sections and the dataclasses that its open dictionaries hold."""
     yield f"**{cls.__name__}**: {registry.summary(cls)}\n"
-    yield _table(registry.keys(cls).values())
+    yield _table(key for key in registry.keys(cls).values() if not registry.is_section(key.type))
     for key in registry.keys(cls).values():
+        if registry.is_section(key.type):
+            yield from _class(key.type)
         for held in get_args(key.type):
             if isinstance(held, type) and is_dataclass(held):
                 yield from _class(held)

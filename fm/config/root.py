@@ -64,9 +64,10 @@ class PrepareJob:
     """Folder of DICOM files or its URL (s3://, gs://, az://), searched through all its subfolders and zip archives; a
     zip archive; a DICOMDIR; or a BIDS tree."""
     reports: str | None = None
-    """CSV or JSONL with study_uid or accession, patient_id, text; null: images only."""
+    """CSV, JSONL or Parquet with study_uid or accession, patient_id, text; a folder of text files named by accession
+    number, or one that holds DICOM structured reports; null: images only."""
     labels: str | None = None
-    """CSV with study_uid or accession, and one column per label; null: none."""
+    """CSV, JSONL or Parquet with study_uid, series_uid or accession, and one column per label; null: none."""
     out: str = "???"
     """Folder or URL of the shards; run the command again to go on where it stopped, or with more studies in `input` to
     append them."""
@@ -293,6 +294,38 @@ class InspectJob:
 
 
 @dataclass(kw_only=True, slots=True)
+class FindingsSheetJob:
+    """Write a sheet of reports with what the labeller found in them, for a person to fill in."""
+
+    plain_form: ClassVar[str] = "fm findings sheet url=SHARDS out=FILE"
+
+    url: str = "???"
+    """Shards that were prepared with prepare.labeller."""
+    out: str = "???"
+    """CSV file to write."""
+    studies: int = 100
+    """Reports to draw."""
+    findings_file: str = ""
+    """As prepare.findings_file."""
+    seed: int = 0
+    """Another number draws other reports."""
+
+    def __post_init__(self) -> None:
+        """Refuse an empty sheet."""
+        _at_least("studies", self.studies, 1)
+
+
+@dataclass(kw_only=True, slots=True)
+class FindingsScoreJob:
+    """Precision and recall of a labeller by finding, with exact 95 % intervals, from a sheet that is filled in."""
+
+    plain_form: ClassVar[str] = "fm findings score sheet=FILE"
+
+    sheet: str = "???"
+    """CSV file of fm findings sheet, its column `truth` filled in with y, n or -."""
+
+
+@dataclass(kw_only=True, slots=True)
 class DoctorJob:
     """Say what this machine has, and what it lacks for GPU, Slurm and S3."""
 
@@ -438,6 +471,8 @@ JOBS: dict[str, type] = {
     "jobs cancel": JobsCancelJob,
     "jobs resubmit": JobsResubmitJob,
     "doctor": DoctorJob,
+    "findings sheet": FindingsSheetJob,
+    "findings score": FindingsScoreJob,
     "runs list": RunsListJob,
     "runs show": RunsShowJob,
     "checkpoint list": CheckpointListJob,

@@ -20,6 +20,7 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from fm.data.sample import STUDY_KEY, SampleError, StudyMeta, from_json
 from fm.data.store import Access, DatasetError, Member, Request, Store, open_store
@@ -44,6 +45,8 @@ __all__ = [
 MANIFEST = "manifest.json"
 SAMPLES = "samples.parquet"
 FORMAT = 1
+LEFT_OUT = "duplicate"
+"""Split of studies that are neither trained on nor evaluated: prepare.duplicates=drop."""
 _SHARD = re.compile(r"[A-Za-z0-9_-]+\.tar")
 _TABLE = re.compile(r"samples(-\d{1,6})?\.parquet")
 
@@ -69,6 +72,11 @@ class History:
     samples: str = SAMPLES
     """Name of the table: one of its own for each of the chain, so that the manifest alone switches between them."""
 
+    def named(self, table: str) -> str:
+        """File of another table that belongs to this index: ``series-2.parquet`` beside ``samples-2.parquet``."""
+        stem, dot, ending = table.rpartition(".")
+        return stem + self.samples.removeprefix("samples").removesuffix(".parquet") + dot + ending
+
     def after(self, dataset_id: str, change: Mapping[str, Any]) -> History:
         """The history of the dataset that a change makes of `dataset_id`."""
         parents = [*self.parents, dataset_id]
@@ -89,6 +97,7 @@ class Manifest:
         versions: dict[str, str],
         access: Access | None = None,
         history: History | None = None,
+        tables: Mapping[str, str] | None = None,
     ) -> None:
         self.url = url
         self.dataset_id = dataset_id
@@ -96,6 +105,7 @@ class Manifest:
         self.samples = samples
         self.versions = versions
         self.history = history or History()
+        self.tables = dict(tables or {})
         self.store = Store(url, access or Access(), {shard.name: shard.sha256 for shard in shards})
         self._last: Sample | None = None
 
@@ -126,7 +136,8 @@ class Manifest:
             )
             if not _TABLE.fullmatch(name):
                 raise ValueError(f"samples in {name[:80]!r}")
-        except (KeyError, TypeError, ValueError) as err:
+            tables = {str(table): str(digest) for table, digest in raw.get("tables", {}).items()}
+        except (KeyError, TypeError, ValueError, AttributeError) as err:
             raise DatasetError(f"{url}/{MANIFEST} is damaged ({err}); make the index again") from None
         payload = _whole(store, name)
         if (len(payload), hashlib.sha256(payload).hexdigest()) != expected:
@@ -141,7 +152,7 @@ class Manifest:
         check_splits(url, samples)
         if dataset_id != dataset_hash(shards, samples):
             raise DatasetError(f"{url}/{MANIFEST}: the dataset id does not fit the contents; make the index again")
-        return cls(url, dataset_id, shards, samples, versions, access, history)
+        return cls(url, dataset_id, shards, samples, versions, access, history, tables)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -154,7 +165,9 @@ class Manifest:
     def select(self, split: str | None = None, region: str | None = None) -> Manifest:
         """The studies of one split and region, same dataset id; None takes all."""
         kept = self.samples.where(split=split, region=region)
-        return Manifest(self.url, self.dataset_id, self.shards, kept, self.versions, self.store.access, self.history)
+        return Manifest(
+            self.url, self.dataset_id, self.shards, kept, self.versions, self.store.access, self.history, self.tables
+        )
 
     def key(self, row: int) -> str:
         """Key of the study in a row."""
@@ -195,6 +208,20 @@ class Manifest:
         """
         return self.store.read(self.request(key, member))
 
+    def table(self, name: str) -> pa.Table | None:
+        """A Parquet table beside the shards, ``series.parquet`` say; None where this dataset has none of the name.
+
+        Raises:
+            DatasetError: missing, or not the one that the manifest names.
+        """
+        if name not in self.tables:
+            return None
+        file = self.history.named(name)
+        payload = _whole(self.store, file)
+        if hashlib.sha256(payload).hexdigest() != self.tables[name]:
+            raise DatasetError(f"{self.url}/{file} is not the one {MANIFEST} names; prepare the dataset again")
+        return pq.read_table(pa.BufferReader(payload))
+
     def study(self, key: str) -> StudyMeta:
         """The parsed JSON member of a study.
 
@@ -223,6 +250,7 @@ def write_index(
     samples: Sequence[Sample],
     versions: Mapping[str, str],
     history: History | None = None,
+    tables: Mapping[str, bytes] | None = None,
 ) -> str:
     """Write ``samples.parquet`` and then ``manifest.json`` beside shards that already stand at `url`.
 
@@ -232,6 +260,8 @@ def write_index(
         samples: rows in shard order, their splits filled in.
         versions: versions of code, config and de-identification rules.
         history: of a dataset that came from another.
+        tables: further Parquet files by name, written beside the shards (as :meth:`History.named` says) and named in
+            the manifest by their SHA-256.
 
     Returns:
         The dataset id: a hash of shard contents, keys and splits; equal contents give equal ids, wherever they lie.
@@ -261,6 +291,10 @@ def write_index(
     }
     if history.parents:
         manifest |= {"parents": history.parents, "changes": history.changes}
+    if tables:
+        manifest["tables"] = {name: hashlib.sha256(payload).hexdigest() for name, payload in tables.items()}
+        for name, payload in tables.items():
+            publish(fs, f"{root}/{history.named(name)}", payload)
     publish(fs, f"{root}/{history.samples}", table)
     publish(fs, f"{root}/{MANIFEST}", (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
     return dataset_id
@@ -297,11 +331,16 @@ def dataset_hash(shards: Sequence[Shard], samples: Sequence[Sample]) -> str:
 def check_splits(url: str, samples: SampleTable) -> None:
     """Refuse a patient whose studies are in more than one split: what is trained on may not be evaluated on.
 
+    Studies left out as duplicates are in none.
+
     Raises:
         DatasetError: there is one; names the first.
     """
     codes, words = samples.codes("split")
-    if len(words) < 2:
+    if LEFT_OUT in words:
+        kept = codes != words.index(LEFT_OUT)
+        samples, codes = SampleTable(samples.table.filter(pa.array(kept))), codes[kept]
+    if len(np.unique(codes)) < 2:
         return
     patients = samples.column("patient").dictionary_encode()
     rows = np.asarray(patients.indices, dtype=np.int64)

@@ -113,6 +113,20 @@ class Evidence:
 
 
 @dataclass(kw_only=True, slots=True)
+class Statistics:
+    """Statistics of a series' body voxels, in the scanner's units."""
+
+    mean: float
+    std: float
+    percentiles: list[float]
+    """The 1st, 5th, 25th, 50th, 75th, 95th and 99th."""
+    foreground_share: float
+    """Body voxels over all voxels of the volume."""
+    quantisation_error: float
+    """Largest difference between a body voxel and its stored value."""
+
+
+@dataclass(kw_only=True, slots=True)
 class SeriesMeta:
     """One series of a study. Lengths in mm, times in ms, field strength in T, angles in degrees, b in s/mm²."""
 
@@ -153,6 +167,25 @@ class SeriesMeta:
     """None: no Dixon image, or its part is not known."""
     evidence: dict[str, Evidence] = field(default_factory=dict)
     """By name of the field, for those that were recognised."""
+    statistics: Statistics | None = None
+    quality: dict[str, float] = field(default_factory=dict)
+    """Measured value of each quality check, by its name; absent where the series cannot tell."""
+    flags: list[str] = field(default_factory=list)
+    """Names of the checks that it failed."""
+    bias_corrected: bool = False
+    """N4 took the receive field out of the voxels."""
+    voxel_hash: str = ""
+    """Keyed hash of the voxels as decoded: equal for exact copies."""
+    likeness: str = ""
+    """Perceptual hash, hexadecimal: few bits differ between copies that were saved again."""
+    labels: dict[str, LabelValue] = field(default_factory=dict)
+    """Labels of this series; those of the study stand there."""
+    mask_names: dict[str, str] = field(default_factory=dict)
+    """Names of the values of the series' label map (member ``.seg.b2``); empty: it has none."""
+    mask_resampled: bool = False
+    """Whether the label map was drawn on another grid; False also where there is none."""
+    defaced: str | None = None
+    """'none', 'quickshear' or 'command'; None where the region holds no face."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -186,6 +219,8 @@ class StudyMeta:
     """'f', 'm' or 'o'; None where unknown."""
     report: Report | None = None
     labels: dict[str, LabelValue] = field(default_factory=dict)
+    site: str = ""
+    """Keyed id of the institution; empty where the header names none."""
     format_version: int = FORMAT_VERSION
 
 
@@ -223,6 +258,8 @@ def check(meta: StudyMeta) -> None:
         raise SampleError(f"format version {meta.format_version}: this code reads version {FORMAT_VERSION}")
     if not STUDY_KEY.fullmatch(meta.key):
         raise SampleError(f"study key {meta.key!r} must match [a-z0-9_]+")
+    if meta.site and not SERIES_NAME.fullmatch(meta.site):
+        raise SampleError(f"study {meta.key}: its site is no keyed id")
     names = [s.name for s in meta.series]
     if len(set(names)) != len(names):
         raise SampleError(f"study {meta.key}: series names repeat")
@@ -246,6 +283,12 @@ def check(meta: StudyMeta) -> None:
         for name, evidence in s.evidence.items():
             if not 0 <= evidence.confidence <= 1 or not RULE_NAME.fullmatch(evidence.rule):
                 raise SampleError(f"{where}: evidence of {name[:20]!r} is not a confidence and a rule's name")
+        words = [*s.flags, *s.quality, s.voxel_hash or "0", s.likeness or "0"]
+        if not all(SERIES_NAME.fullmatch(word) for word in words) or not all(map(math.isfinite, s.quality.values())):
+            raise SampleError(f"{where}: its quality checks or hashes are none")
+        values = s.mask_names.items() if isinstance(s.mask_names, dict) else (("", ""),)
+        if not all(key.isdigit() and SERIES_NAME.fullmatch(str(word)) for key, word in values):
+            raise SampleError(f"{where}: mask_names must map whole numbers to [a-z0-9_]+")
         start, stop = s.foreground
         if any(not 0 <= a < b <= n for a, b, n in zip(start, stop, s.shape, strict=True)):
             raise SampleError(f"{where}: foreground box {s.foreground} is outside the shape {s.shape}")
@@ -266,6 +309,7 @@ def _series(raw: dict[str, Any]) -> SeriesMeta:
             "fat_suppression": FatSuppression(raw.get("fat_suppression", FatSuppression.UNKNOWN)),
             "acquisition": Acquisition(raw.get("acquisition", Acquisition.UNKNOWN)),
             "dixon": None if raw.get("dixon") is None else DixonPart(raw["dixon"]),
+            "statistics": None if raw.get("statistics") is None else Statistics(**raw["statistics"]),
             "evidence": {name: Evidence(**entry) for name, entry in raw.get("evidence", {}).items()},
             "shape": tuple(raw["shape"]),
             "spacing_mm": tuple(raw["spacing_mm"]),

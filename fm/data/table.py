@@ -83,8 +83,8 @@ class SampleTable(Sequence[Sample]):
         return cls(pa.concat_tables(plain or [_SCHEMA.empty_table()]))
 
     def with_splits(self, splits: Mapping[str, str]) -> SampleTable:
-        """The same rows, each in the split of its patient."""
-        words = pa.array([splits[patient] for patient in self.column("patient").to_pylist()], type=pa.string())
+        """The same rows, each study in its split."""
+        words = pa.array([splits[key] for key in self.column("key").to_pylist()], type=pa.string())
         at = _SCHEMA.get_field_index("split")
         return SampleTable(self.table.set_column(at, _SCHEMA.field(at), words))
 

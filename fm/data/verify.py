@@ -65,6 +65,11 @@ def verify(url: str, crops: int = 0) -> VerifyReport:
         for sample in samples:
             report.studies += 1
             report.series += _check_study(payload, sample, report.problems, crops)
+    for name in manifest.tables:
+        try:
+            manifest.table(name)
+        except DatasetError as err:
+            report.problems.append(str(err))
     return report
 
 

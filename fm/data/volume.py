@@ -120,6 +120,30 @@ def from_sample(
     )
 
 
+def mask_from_sample(
+    meta: SeriesMeta, payload: bytes, box: Box | None = None, needed: Box | None = None
+) -> NDArray[np.uint8 | np.uint16]:
+    """A series' label map, voxel for voxel beside :func:`from_sample` of the same boxes.
+
+    Args:
+        meta: the series' entry in the study's JSON member; ``meta.mask_names`` says what the values are.
+        payload: the ``.seg.b2`` member.
+        box: half-open voxel box of the series; None takes the whole.
+        needed: half-open box within that box; None takes all of it.
+
+    Raises:
+        CodecError: the payload is damaged or no plain volume.
+        SampleError: its shape is not the one that `meta` says.
+    """
+    found = read_header(payload).shape
+    if found != tuple(meta.shape):
+        raise SampleError(f"series {meta.name}: a mask of {found} voxels where the study says {tuple(meta.shape)}")
+    part = full_box(meta.shape) if box is None else box
+    inner = full_box(_size(part)) if needed is None else needed
+    start, stop = (tuple(int(p + i) for p, i in zip(part[0], edge, strict=True)) for edge in inner)
+    return decode_volume(payload, box_slices(((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))))
+
+
 def read_nifti(path: str | Path, contrast: Contrast = Contrast.OTHER, agent: Agent = Agent.UNKNOWN) -> SeriesImage:
     """A 3D NIfTI file as a series; body, foreground and intensity range are measured, voxels quantised as in a shard.
 

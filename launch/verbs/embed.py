@@ -48,10 +48,11 @@ def _sources(job: EmbedJob, out: Path) -> list[Source]:
 def _prepared(folder: Path, out: Path) -> str:
     """Shards of a DICOM folder, made beside `out` and kept: run again, they are there already."""
     from data_prep.prepare import prepare
-    from fm.config.prepare import PrepareConfig
+    from fm.config.prepare import Deface, PrepareConfig
 
     shards = out.with_name(f"{out.name}.shards")
     out.parent.mkdir(parents=True, exist_ok=True)
     print(f"preparing DICOM in {shards}, its key beside it; delete both when nothing has to be traced back")
-    prepare(str(folder), None, None, str(shards), PrepareConfig(), 1)
+    # the shards stay beside the images they were made of, and embeddings show no face
+    prepare(str(folder), None, None, str(shards), PrepareConfig(deface=Deface.none), 1)
     return str(shards)

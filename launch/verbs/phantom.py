@@ -17,6 +17,6 @@ def run(job: PhantomJob) -> int:
     print(f"{job.studies} studies in {out}, pictures in {out / 'sheet.png'}")
     print(
         f"next: fm prepare input={out / 'dicom'} reports={out / 'reports.csv'} labels={out / 'labels.csv'} "
-        f"out={out.with_name(out.name + '-shards')}"
+        f"prepare.deface=none out={out.with_name(out.name + '-shards')}"
     )
     return 0

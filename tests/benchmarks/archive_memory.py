@@ -103,9 +103,9 @@ def work(kind: str, folder: Path, state: Path, studies: int, workers: int) -> No
     from data_prep.keys import open_keyring
     from data_prep.pool import open_workers
     from data_prep.prepare import prepare
-    from fm.config.prepare import PrepareConfig, Source
+    from fm.config.prepare import Deface, PrepareConfig, Source
 
-    config = PrepareConfig(key_file=str(state / "key" / "secret"), shard_mib=1)
+    config = PrepareConfig(deface=Deface.none, key_file=str(state / "key" / "secret"), shard_mib=1)
     if kind == "prepare":
         found = prepare(str(folder), None, None, str(state / "out"), config, workers).studies
     else:

@@ -13,7 +13,7 @@ from data_prep.convert import converter
 from data_prep.phantom.driver import simulate
 from data_prep.prepare import prepare
 from fm.config.phantom import PhantomConfig
-from fm.config.prepare import PrepareConfig
+from fm.config.prepare import Deface, PrepareConfig
 from tests.benchmarks.archive_memory import make_archive, watch
 from tests.benchmarks.measure import in_turns, table
 
@@ -37,7 +37,7 @@ class Ours:
 
     def __call__(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
-        config = PrepareConfig(key_file=str(self.folder / "key" / "secret"))
+        config = PrepareConfig(deface=Deface.none, key_file=str(self.folder / "key" / "secret"))
         tables = (str(self.phantom / "reports.csv"), str(self.phantom / "labels.csv"))
         out = self.folder / "out"
         self.volumes = prepare(str(self.phantom / "dicom"), *tables, str(out), config, self.workers).volumes

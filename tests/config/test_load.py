@@ -25,6 +25,8 @@ REQUIRED = {
     "embed": ["encoder=e", "input=i", "out=o"],
     "demo": [],
     "doctor": [],
+    "findings sheet": ["url=u", "out=o"],
+    "findings score": ["sheet=s"],
     "runs list": [],
     "runs show": ["from_run=r"],
     "checkpoint list": ["from_run=r"],

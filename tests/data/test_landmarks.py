@@ -10,7 +10,7 @@ import pydicom
 import pytest
 
 from data_prep.prepare import prepare
-from fm.config.prepare import PrepareConfig
+from fm.config.prepare import Deface, PrepareConfig
 from fm.data.index import Manifest
 from fm.data.sample import Plane
 from fm.data.views import Lattice, whole_view
@@ -70,7 +70,7 @@ def test_a_landmark_keeps_its_place_in_the_patient(
 def test_a_real_shoulder_keeps_its_landmarks(mri_dev: Path, tmp_path: Path) -> None:
     """Hitachi, sagittal and oblique: the brightest pixel of each slice, by its own header, against shard and token."""
     folder = mri_dev / "dicom" / "icometrix-Hitachi"
-    prepare(str(folder), None, None, str(tmp_path / "out"), PrepareConfig(), 1)
+    prepare(str(folder), None, None, str(tmp_path / "out"), PrepareConfig(deface=Deface.none), 1)
     manifest = Manifest.open(str(tmp_path / "out"))
     meta = manifest.study(manifest.keys[0]).series[0]
     image = from_sample(meta, manifest.read(manifest.keys[0], f"{meta.name}.b2"))

@@ -12,12 +12,13 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from scipy.ndimage import zoom
 
 from data_prep.convert import converter
 from data_prep.headers import Header, HeaderReader
 from data_prep.keys import Keyring
 from data_prep.study import StudyJob, StudyResult, process_study
-from fm.config.prepare import PrepareConfig
+from fm.config.prepare import Deface, PrepareConfig
 
 NICOM = Path(nibabel.__file__).parent / "nicom" / "tests" / "data"
 STUDIES = tuple("abcdef")
@@ -31,10 +32,15 @@ def uid(text: str) -> str:
 
 
 def head(depth: int = 6, rows: int = 48, columns: int = 40, seed: int = 0) -> np.ndarray:
-    """(slice, row, column) uint16: a bright ellipsoid with a gradient and a mark, in noise."""
+    """(slice, row, column) uint16: a bright ellipsoid with a gradient and a mark, in noise; seeds above 0 have each
+    a structure of its own, so that they are no duplicates."""
     rng = np.random.default_rng(seed)
     d, r, c = np.mgrid[-1 : 1 : depth * 1j, -1 : 1 : rows * 1j, -1 : 1 : columns * 1j]
     values = np.where(np.hypot(r, c) < 0.8, 500 + 200 * d + 150 * r + 100 * c, 8) + rng.normal(0, 4, d.shape)
+    if seed:
+        values += (
+            (np.hypot(r, c) < 0.8) * 150 * zoom(rng.normal(size=(3, 8, 8)), (depth / 3, rows / 8, columns / 8), order=1)
+        )
     values[:, 20:23, 30:33] = 900
     return np.clip(values, 0, 4000).astype(np.uint16)
 
@@ -197,7 +203,7 @@ def process(binary: str, keyring: Keyring, read: Callable[..., list[Header]]) ->
             report_item="r",
             labels={},
             keyring=keyring,
-            config=PrepareConfig(**settings),
+            config=PrepareConfig(**{"deface": Deface.none, **settings}),
             binary=binary,
         )
         return process_study(job)

@@ -11,17 +11,19 @@ import pytest
 
 from data_prep.prepare import prepare
 from fm.config.errors import UserError
-from fm.config.prepare import PrepareConfig
+from fm.config.prepare import Deface, PrepareConfig
 from fm.data.index import Manifest
 from fm.data.verify import verify
 
 from .conftest import edit
 
 
-def test_real_mri_is_accounted_for(mri_dev: Path, tmp_path: Path) -> None:
+def test_nothing_of_241_real_files_is_lost_in_equals_out_excluded_and_quarantined(
+    mri_dev: Path, tmp_path: Path
+) -> None:
     """Nothing of 241 files is lost; the diffusion series becomes b = 0 and one shell, BOLD its mean."""
     out = str(tmp_path / "out")
-    summary = prepare(str(mri_dev / "dicom"), None, None, out, PrepareConfig(), 2)
+    summary = prepare(str(mri_dev / "dicom"), None, None, out, PrepareConfig(deface=Deface.none), 2)
     files = sum(path.is_file() for path in (mri_dev / "dicom").rglob("*"))
     assert (
         (summary.files, summary.used, summary.quarantined, summary.excluded)
@@ -49,7 +51,7 @@ def test_damaged_real_mri_is_accounted_for(mri_dev: Path, tmp_path: Path) -> Non
     spoil["FLAIR"][9].unlink()
     shutil.copy(spoil["T1post"][2], folder / "again.dcm")
     (folder / "read.me").write_text("x")
-    summary = prepare(str(folder), None, None, str(tmp_path / "out"), PrepareConfig(), 2)
+    summary = prepare(str(folder), None, None, str(tmp_path / "out"), PrepareConfig(deface=Deface.none), 2)
     assert summary.excluded == {"duplicate": 1, "non_dicom": 1}
     assert summary.quarantined == {"no_geometry": 22, "not_dicom": 1, "truncated": 1}
     assert summary.files == 241 - 1 + 2
@@ -72,6 +74,6 @@ def test_no_dicom_is_one_clear_line(tmp_path: Path, kind: str) -> None:
     if kind == "text":
         (folder / "a.txt").write_text("x")
     with pytest.raises(UserError, match=r"is not a folder|holds no DICOM") as caught:
-        prepare(str(folder), None, None, str(tmp_path / "out"), PrepareConfig(), 1)
+        prepare(str(folder), None, None, str(tmp_path / "out"), PrepareConfig(deface=Deface.none), 1)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()

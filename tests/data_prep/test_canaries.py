@@ -10,7 +10,7 @@ from dicomanonymizer import anonymize_dicom_file
 
 from data_prep.prepare import prepare
 from fm.config.errors import UserError
-from fm.config.prepare import PrepareConfig
+from fm.config.prepare import Deface, PrepareConfig
 from fm.data.index import Manifest
 from fm.data.tokenizer import train_tokenizer, training_reports
 
@@ -33,7 +33,7 @@ def test_row_19_no_canary_leaves(
     assert len(canaries.places) >= 70
     assert set(found(encoded(folder.parent), canaries)) == set(canaries.places), "every canary is in the input"
     out = tmp_path / "out"
-    config = PrepareConfig(key_file=str(tmp_path / "key" / "secret"))
+    config = PrepareConfig(deface=Deface.none, key_file=str(tmp_path / "key" / "secret"))
     with caplog.at_level("DEBUG"), pytest.raises(UserError) as refused:
         prepare(str(folder), str(reports), None, str(out), config, 1)
     said = capfd.readouterr()

@@ -21,7 +21,7 @@ from data_prep.headers import Header
 from data_prep.ledger import QuarantineError, Reason
 from data_prep.prepare import prepare
 from fm.config.errors import UserError
-from fm.config.prepare import PrepareConfig
+from fm.config.prepare import Deface, PrepareConfig
 from fm.grid import apply_affine
 
 from .conftest import NICOM, MakeSeries, edit, head, slice_header, write_slice
@@ -148,7 +148,7 @@ def test_row_03_a_missing_codec_is_named_at_start(
     monkeypatch.setattr("dcm2niix.bin", str(poor))
     (tmp_path / "in").mkdir()
     with pytest.raises(UserError, match=rf"{words}.*pip install dcm2niix"):
-        prepare(str(tmp_path / "in"), None, None, str(tmp_path / "out"), PrepareConfig(), 1)
+        prepare(str(tmp_path / "in"), None, None, str(tmp_path / "out"), PrepareConfig(deface=Deface.none), 1)
     assert not (tmp_path / "out").exists()
 
 

@@ -54,10 +54,9 @@ def test_new_studies_are_appended_and_what_stands_stays(
     assert [(s.key, s.split) for s in manifest.samples if s.key in set(old.keys)] == [
         (s.key, s.split) for s in old.samples
     ], "nobody changes sides"
-    kept = {"quarantine.jsonl", "samples-1.parquet"}
-    assert set(after) - kept == set(
-        (*new, "shard-000000.tar", "shard-000001.tar", "ledger-1.jsonl", "manifest.json", "prepare.json")
-    )
+    tables = {f"{name}-1.parquet" for name in ("samples", "series", "duplicates")}
+    beside = {"ledger-1.jsonl", "manifest.json", "prepare.json", "quarantine.jsonl", "qc.html"}
+    assert set(after) == {*new, "shard-000000.tar", "shard-000001.tar"} | tables | beside
     assert run(archive) == second and contents(archive / "out") == after
     with pytest.raises(UserError, match="another key or other settings"):
         run(archive, quantisation_bits=8)

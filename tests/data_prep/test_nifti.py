@@ -20,7 +20,7 @@ from data_prep.nifti import load_nifti, read_nifti_header
 from data_prep.prepare import prepare
 from data_prep.summary import PrepareSummary
 from fm.config.errors import UserError
-from fm.config.prepare import PrepareConfig, Source
+from fm.config.prepare import Deface, PrepareConfig, Source
 from fm.data.codec import decode_volume
 from fm.data.index import Manifest
 from fm.data.sample import Acquisition, Agent, Contrast, Plane, StudyMeta
@@ -54,7 +54,7 @@ def outcome(path: Path) -> list[Any] | Rule | Reason:
 
 
 def run(tree: Path, out: str, **settings: Any) -> PrepareSummary:
-    config = PrepareConfig(key_file=str(tree.parent / "key"), **settings)
+    config = PrepareConfig(deface=Deface.none, key_file=str(tree.parent / "key"), **settings)
     return prepare(str(tree), None, None, str(tree.parent / out), config, 1)
 
 

@@ -14,7 +14,7 @@ from data_prep.persons import read_persons
 from data_prep.prepare import prepare
 from data_prep.summary import PrepareSummary
 from fm.config.errors import UserError
-from fm.config.prepare import PrepareConfig
+from fm.config.prepare import Deface, PrepareConfig
 from fm.data.index import Manifest
 
 from .conftest import MakeSeries, head, uid
@@ -47,7 +47,7 @@ def test_row_20_one_patient_in_two_workers_runs_and_hospitals(make_series: MakeS
     (tmp_path / "reports.csv").write_text(f"study_uid,patient_id,text\n{uid('c')},P1000,Normal brain.\n")
     found = []
     for name, workers, folder in (("one", 1, "in"), ("two", 2, "in"), ("three", 1, "in/c")):
-        config = PrepareConfig(key_file=str(tmp_path / "key"), link_file=links)
+        config = PrepareConfig(deface=Deface.none, key_file=str(tmp_path / "key"), link_file=links)
         reports = str(tmp_path / "reports.csv")
         summary = prepare(str(tmp_path / folder), reports, None, str(tmp_path / name), config, workers)
         assert summary.reports == 1, "a report under the person's other number is the person's"

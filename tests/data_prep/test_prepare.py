@@ -17,12 +17,10 @@ import webdataset
 from pydicom.data import get_testdata_file
 
 from data_prep import shards
-from data_prep.keys import Keyring
 from data_prep.prepare import prepare
-from data_prep.splits import split_patients
 from data_prep.summary import PrepareSummary
 from fm.config.errors import UserError
-from fm.config.prepare import PrepareConfig
+from fm.config.prepare import Deface, PrepareConfig
 from fm.data.codec import decode_volume
 from fm.data.index import Manifest
 from fm.data.verify import verify
@@ -31,7 +29,7 @@ from .conftest import STUDIES, edit, uid
 
 
 def run(archive: Path, out: str = "out", workers: int = 1, **settings: object) -> PrepareSummary:
-    config = PrepareConfig(key_file=str(archive / "key"), **settings)  # type: ignore[arg-type]
+    config = PrepareConfig(deface=Deface.none, key_file=str(archive / "key"), **settings)  # type: ignore[arg-type]
     reports, labels = str(archive / "reports.csv"), str(archive / "labels.csv")
     return prepare(str(archive / "in"), reports, labels, str(archive / out), config, workers)
 
@@ -55,11 +53,14 @@ def test_an_archive_becomes_a_dataset(archive: Path) -> None:
     out = archive / "out"
     assert verify(str(out)).problems == []
     assert sorted(p.name for p in out.iterdir()) == [
+        "duplicates.parquet",
         "ledger.jsonl",
         "manifest.json",
         "prepare.json",
+        "qc.html",
         "quarantine.jsonl",
         "samples.parquet",
+        "series.parquet",
         "shard-000000.tar",
     ]
     manifest = Manifest.open(str(out))
@@ -146,7 +147,7 @@ from pathlib import Path
 from data_prep import shards
 from data_prep.prepare import prepare
 from fm.config.errors import UserError
-from fm.config.prepare import PrepareConfig
+from fm.config.prepare import Deface, PrepareConfig
 
 if __name__ == "__main__":
     folder, key, out = map(Path, sys.argv[1:4])
@@ -154,7 +155,8 @@ if __name__ == "__main__":
     {fault}
     tables = (str(folder / "reports.csv"), str(folder / "labels.csv"))
     try:
-        prepare(str(folder / "in"), *tables, str(out), PrepareConfig(key_file=str(key)), int(sys.argv[4]))
+        config = PrepareConfig(deface=Deface.none, key_file=str(key))
+        prepare(str(folder / "in"), *tables, str(out), config, int(sys.argv[4]))
     except UserError as err:
         sys.exit(str(err))
 """
@@ -310,21 +312,9 @@ def test_row_21_reports_that_cannot_be_used_leave_their_study_with_images_alone(
     assert [report.findings for report in reports if report is not None] == ["Normal brain."]
 
 
-def test_the_split_meets_its_share_and_keeps_its_order(keyring: Keyring) -> None:
-    patients = [f"p{n}" for n in range(50)]
-    split = split_patients(patients, 0.4, 0, keyring)
-    assert sum(where == "test" for where in split.values()) == 20
-    fewer = split_patients(patients, 0.2, 0, keyring)
-    assert {p for p, where in fewer.items() if where == "test"} < {p for p, where in split.items() if where == "test"}
-    assert split_patients(patients[::-1], 0.4, 0, keyring) == split
-    assert split_patients(patients, 0.4, 1, keyring) != split
-    assert set(split_patients(patients, 0.0, 0, keyring).values()) == {"train"}
-    assert sorted(split_patients(["a", "b"], 0.01, 0, keyring).values()) == ["test", "train"]
-
-
 def test_object_storage_gets_the_same_dataset(archive: Path) -> None:
     local = run(archive)
-    config = PrepareConfig(key_file=str(archive / "key"))
+    config = PrepareConfig(deface=Deface.none, key_file=str(archive / "key"))
     tables = (str(archive / "reports.csv"), str(archive / "labels.csv"))
     remote = prepare(str(archive / "in"), *tables, "memory://bucket/prepared", config, 1)
     assert remote.dataset_id == local.dataset_id == Manifest.open("memory://bucket/prepared").dataset_id

@@ -21,7 +21,7 @@ from data_prep.sources import find_files
 from data_prep.summary import PrepareSummary
 from data_prep.withdraw import withdraw
 from fm.config.errors import UserError
-from fm.config.prepare import PrepareConfig
+from fm.config.prepare import Deface, PrepareConfig
 from fm.data.index import Manifest
 from fm.data.verify import verify
 
@@ -49,7 +49,7 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def remote(archive: Path, source: str, out: str, workers: int = 1) -> PrepareSummary:
-    config = PrepareConfig(key_file=str(archive / "key"))
+    config = PrepareConfig(deface=Deface.none, key_file=str(archive / "key"))
     return prepare(source, str(archive / "reports.csv"), str(archive / "labels.csv"), out, config, workers)
 
 
@@ -107,7 +107,7 @@ def test_addresses_that_cannot_be_read_are_one_clear_line(archive: Path) -> None
     ):
         with pytest.raises(UserError, match=line):
             remote(archive, source, str(archive / "out"))
-    config = PrepareConfig(key_file=str(archive / "key"), source="bids")  # type: ignore[arg-type]
+    config = PrepareConfig(deface=Deface.none, key_file=str(archive / "key"), source="bids")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="NIfTI is read from local folders"):
         prepare("memory://tree", None, None, str(archive / "out"), config, 1)
 
@@ -119,7 +119,7 @@ from pathlib import Path
 import s3fs
 from data_prep import shards
 from data_prep.prepare import prepare
-from fm.config.prepare import PrepareConfig
+from fm.config.prepare import Deface, PrepareConfig
 
 if __name__ == "__main__":
     folder, point = Path(sys.argv[1]), int(sys.argv[2])
@@ -135,10 +135,11 @@ if __name__ == "__main__":
     s3fs.S3FileSystem._pipe_file = counted(s3fs.S3FileSystem._pipe_file)
     s3fs.S3FileSystem._put_file = counted(s3fs.S3FileSystem._put_file)
     tables = (str(folder / "reports.csv"), str(folder / "labels.csv"))
-    prepare(str(folder / "in"), *tables, "s3://bucket/killed", PrepareConfig(key_file=str(folder / "key")), 1)
+    config = PrepareConfig(deface=Deface.none, key_file=str(folder / "key"))
+    prepare(str(folder / "in"), *tables, "s3://bucket/killed", config, 1)
 """
-LAST_WRITE = 8
-"""Three shards, quarantine, ledger, summary, index, and the manifest."""
+LAST_WRITE = 11
+"""Three shards, quarantine, ledger, summary, page, two tables, index, and the manifest."""
 
 
 @needs_s3

@@ -19,7 +19,7 @@ from data_prep.prepare import prepare
 from data_prep.sources import Found, find_files, private_folder
 from data_prep.summary import PrepareSummary
 from fm.config.errors import UserError
-from fm.config.prepare import PrepareConfig
+from fm.config.prepare import Deface, PrepareConfig
 from fm.data.verify import verify
 
 from .conftest import MakeSeries, head
@@ -32,7 +32,14 @@ def run(tmp_path: Path) -> Prepare:
     """Prepare an input with the key of this test."""
 
     def prepare_input(source: Path, out: str) -> PrepareSummary:
-        return prepare(str(source), None, None, str(tmp_path / out), PrepareConfig(key_file=str(tmp_path / "key")), 1)
+        return prepare(
+            str(source),
+            None,
+            None,
+            str(tmp_path / out),
+            PrepareConfig(deface=Deface.none, key_file=str(tmp_path / "key")),
+            1,
+        )
 
     return prepare_input
 

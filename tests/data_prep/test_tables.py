@@ -10,7 +10,8 @@ import pytest
 from data_prep.headers import Header
 from data_prep.keys import Keyring
 from data_prep.ledger import Reason
-from data_prep.tables import label_values, link, read_table
+from data_prep.persons import Persons
+from data_prep.tables import StudyFinder, label_values, link, read_table
 from fm.config.errors import UserError
 
 from .conftest import MakeSeries, uid
@@ -69,7 +70,7 @@ def test_a_missing_table_is_refused(tmp_path: Path) -> None:
 def test_rows_find_their_study_by_uid_or_accession(studies: Studies, keyring: Keyring) -> None:
     by_uid = {"study_uid": uid("one"), "patient_id": "P1234567", "text": "a"}
     by_accession = {"accession": "A2", "patient_id": "Q9", "text": "b"}
-    linked = link(rows(by_uid, by_accession), studies, keyring, "report")
+    linked = link(rows(by_uid, by_accession), StudyFinder(studies, Persons()), keyring)
     assert {key: row["text"] for key, row in linked.by_study.items()} == {uid("one"): "a", uid("two"): "b"}
     assert linked.entries == []
 
@@ -81,7 +82,7 @@ def test_row_21_what_does_not_fit_is_quarantined(studies: Studies, keyring: Keyr
         {"accession": "A1", "patient_id": "P1234567", "text": "first version"},
         {"study_uid": uid("one"), "patient_id": "", "text": "final version"},
     )
-    linked = link(rows(*found), studies, keyring, "report")
+    linked = link(rows(*found), StudyFinder(studies, Persons()), keyring)
     assert [entry.reason for entry in linked.entries] == [
         Reason.REPORT_OTHER_PATIENT,
         Reason.REPORT_UNKNOWN_STUDY,
@@ -96,7 +97,7 @@ def test_an_accession_of_two_studies_is_ambiguous(
     make_series: MakeSeries, read: Callable[[Sequence[Path]], list[Header]], keyring: Keyring
 ) -> None:
     both = {name: read(make_series(folder=name, study=name, AccessionNumber="SAME")[:1]) for name in ("a", "b")}
-    linked = link(rows({"accession": "SAME", "patient_id": "", "text": "x"}), both, keyring, "report")
+    linked = link(rows({"accession": "SAME", "patient_id": "", "text": "x"}), StudyFinder(both, Persons()), keyring)
     assert [entry.reason for entry in linked.entries] == [Reason.REPORT_AMBIGUOUS]
 
 

@@ -71,7 +71,12 @@ def test_real_mri_without_reports_or_labels_gives_a_report(
     mri_dev: Path, encoder_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shards, run = tmp_path / "shards", tmp_path / "run"
-    assert main(["prepare", f"input={mri_dev / 'dicom' / 'PGBM-006'}", f"out={shards}", "workers=1"]) == 0
+    assert (
+        main(
+            ["prepare", f"input={mri_dev / 'dicom' / 'PGBM-006'}", f"out={shards}", "workers=1", "prepare.deface=none"]
+        )
+        == 0
+    )
     assert main(["evaluate", f"encoder={encoder_dir}", f"data.url={shards}", f"run={run}", *FEW]) == 0
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "No verdict could be measured" in page and page.count("data:image/png") == 3

@@ -14,12 +14,12 @@ import pytest
 from scipy.stats import binomtest
 
 from data_prep.ledger import QuarantineError
-from data_prep.people import known
-from data_prep.scrub import scrub
-from data_prep.text import clean_report
+from data_prep.reports.people import known
+from data_prep.reports.scrub import scrub
+from data_prep.reports.text import clean_report
 
+from ..test_deid import NOBODY
 from .planted import CLINICAL, FRAMES, IN_HEADER, Plant, Planted, planted_reports
-from .test_deid import NOBODY
 
 REPORTS = 400
 ARTICLES = {"the", "of"}
@@ -150,8 +150,8 @@ def test_captions_keep_their_words(mri_dev: Path) -> None:
 
 
 def test_the_account_sees_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_prep.text.scrub", lambda text, _: text)
-    monkeypatch.setattr("data_prep.text.survivors", lambda *_: False)
+    monkeypatch.setattr("data_prep.reports.text.scrub", lambda text, _: text)
+    monkeypatch.setattr("data_prep.reports.text.survivors", lambda *_: False)
     found = account(planted_reports(40, seed=3))
     assert sum(len(lines) for lines in found.left.values()) > 0.95 * sum(found.planted.values())
     assert found.lost == []

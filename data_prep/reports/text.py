@@ -1,8 +1,8 @@
 """Reports to de-identified sections.
 
-Two nets: every identifier of this patient's own headers (:mod:`data_prep.people`), then rules that need no header
-(:mod:`data_prep.scrub`). What is found becomes ``[removed]``. A report in which a known identifier survives is not
-passed on. What both nets miss is measured: docs/deidentification.md.
+Two nets: every identifier of this patient's own headers (:mod:`.people`), then rules that need no header
+(:mod:`.scrub`). What is found becomes ``[removed]``. A report in which a known identifier survives is not passed on.
+What both nets miss is measured: docs/deidentification.md.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from collections.abc import Collection, Sequence
 
 from data_prep.headers import Identity
 from data_prep.ledger import QuarantineError, Reason
-from data_prep.people import REMOVED, known, survivors
-from data_prep.scrub import scrub
+from data_prep.reports.models import names_left, remove_named
+from data_prep.reports.people import REMOVED, known, survivors
+from data_prep.reports.scrub import scrub
 from fm.config.prepare import REPORT_SECTIONS
 from fm.data.sample import Report
 
 _SECTIONS = (
-    ("impression", r"impression|conclusion|summary|opinion|diagnosis|assessment|beurteilung"),
+    ("impression", r"impressions?|conclusions?|summary|opinion|diagnosis|assessment|beurteilung|addend(?:um|a)"),
     ("findings", r"findings?|description|report|result|body|befund"),
     ("technique", r"technique|protocol|procedure|sequences?|method|examination|exam|study|technik"),
     (
@@ -37,7 +38,12 @@ _HEADING = re.compile(
 
 
 def clean_report(
-    text: str, identity: Sequence[Identity], max_chars: int, kept: Collection[str] = REPORT_SECTIONS
+    text: str,
+    identity: Sequence[Identity],
+    max_chars: int,
+    kept: Collection[str] = REPORT_SECTIONS,
+    ner_model: str = "",
+    ner_labels: Collection[str] = (),
 ) -> Report:
     """De-identify a report and part it into sections.
 
@@ -46,9 +52,12 @@ def clean_report(
         identity: the identities of every series of the study.
         max_chars: longest report that is taken.
         kept: sections that are passed on.
+        ner_model: folder of a token classifier that goes over what the rules leave; '' for none.
+        ner_labels: its entities that count; empty: all.
 
     Raises:
         QuarantineError: empty, not UTF-8, too long, or an identifier survived.
+        UserError: the model cannot be loaded.
     """
     if not text.strip():
         raise QuarantineError(Reason.REPORT_EMPTY)
@@ -59,6 +68,10 @@ def clean_report(
     plain = unicodedata.normalize("NFC", text).replace("\r\n", "\n").replace("\r", "\n")
     found = known(identity)
     parts = {name: scrub(body, found) if name in kept else "" for name, body in sections(plain).items()}
+    if ner_model:
+        parts = {name: remove_named(body, ner_model, ner_labels) for name, body in parts.items()}
+        if any(names_left(body, ner_model, ner_labels) for body in parts.values()):
+            raise QuarantineError(Reason.REPORT_RESIDUAL)
     if survivors("\n".join(parts.values()), found):
         raise QuarantineError(Reason.REPORT_RESIDUAL)
     report = Report(**parts)

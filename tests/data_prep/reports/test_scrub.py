@@ -6,10 +6,10 @@ import time
 
 import pytest
 
-from data_prep.people import REMOVED, known
-from data_prep.scrub import scrub
+from data_prep.reports.people import REMOVED, known
+from data_prep.reports.scrub import scrub
 
-from .test_deid import NOBODY
+from ..test_deid import NOBODY
 
 NOTHING = known([NOBODY])
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from data_prep.people import REMOVED, WORD, fold
-from data_prep.vocabulary import EVERYDAY, is_clinical
+from data_prep.reports.people import REMOVED, WORD, fold
+from data_prep.reports.vocabulary import EVERYDAY, is_clinical
 
 _UPPER = "A-Z" + "".join(chr(code) for code in range(0xC0, 0x250) if chr(code).isupper())
 _CAPITAL = rf"(?:[{_UPPER}][^\W_]*(?:['’-][^\W_]+)*|St\.)"

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from data_prep.ledger import QuarantineError, Reason
-from data_prep.text import REMOVED, clean_report, sections
+from data_prep.reports.text import REMOVED, clean_report, sections
 
-from .test_deid import NOBODY
+from ..test_deid import NOBODY
 
 WHO = replace(
     NOBODY,

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 
-from data_prep.people import PARTICLES, REMOVED, WORD, Known, fold, remove_known, remove_words
-from data_prep.places import remove_places
-from data_prep.vocabulary import EPONYM_NOUNS, EPONYMS, EVERYDAY, given_names, is_clinical
+from data_prep.reports.people import PARTICLES, REMOVED, WORD, Known, fold, remove_known, remove_words
+from data_prep.reports.places import remove_places
+from data_prep.reports.vocabulary import EPONYM_NOUNS, EPONYMS, EVERYDAY, given_names, is_clinical
 
 _MONTH = (
     r"(?:jan(?:uary|uar|vier)?|feb(?:ruary|ruar)?|f[ée]vrier|mar(?:ch|s|zo)?|m[äa]rz|apr(?:il|ile)?|avril|mai|june?|juni|"

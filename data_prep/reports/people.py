@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from data_prep.headers import Identity
-from data_prep.vocabulary import EPONYM_NOUNS, EPONYMS, EVERYDAY, is_clinical
+from data_prep.reports.vocabulary import EPONYM_NOUNS, EPONYMS, EVERYDAY, is_clinical
 
 REMOVED = "[removed]"
 WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")

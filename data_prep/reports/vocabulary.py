@@ -23,7 +23,7 @@ EVERYDAY = frozenset(
 )
 """Surnames that are also words of reports: removed only where they are written as names."""
 
-WORDS = EVERYDAY | frozenset(resources.files("data_prep").joinpath("report_words.txt").read_text("utf-8").split())
+WORDS = EVERYDAY | frozenset(resources.files(__package__).joinpath("report_words.txt").read_text("utf-8").split())
 """Words of English and of radiology, lower case."""
 
 EPONYM_NOUNS = frozenset(
@@ -86,5 +86,5 @@ def given_names() -> frozenset[str]:
 
     The 1990 census of the United States (public domain) and common names of fifteen other countries.
     """
-    text = resources.files("data_prep").joinpath("given_names.txt").read_text(encoding="utf-8")
+    text = resources.files(__package__).joinpath("given_names.txt").read_text(encoding="utf-8")
     return frozenset(word for word in text.split() if word.lower() not in WORDS | EPONYMS)

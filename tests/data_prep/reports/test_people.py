@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from data_prep.people import REMOVED, known, remove_known, survivors
+from data_prep.reports.people import REMOVED, known, remove_known, survivors
 
-from .test_deid import NOBODY
+from ..test_deid import NOBODY
 from .test_text import WHO
 
 

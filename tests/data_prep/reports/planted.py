@@ -16,7 +16,7 @@ from faker import Faker
 
 from data_prep.headers import Identity
 
-from .test_deid import NOBODY
+from ..test_deid import NOBODY
 
 LOCALES = ("en_US", "en_GB", "en_IN", "de_DE", "fr_FR", "es_ES", "it_IT", "nl_NL", "pl_PL", "sv_SE", "tr_TR", "pt_BR")
 WORDS_AS_NAMES = (

@@ -1,0 +1,1 @@
+"""Reports: from what a hospital exports to de-identified sections and structured findings."""
