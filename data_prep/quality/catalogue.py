@@ -94,7 +94,7 @@ class Catalogue:
         """Metadata of one study."""
         return from_json(self.member(key, "json"))
 
-    def member(self, key: str, name: str) -> bytes:
+    def member(self, key: str, name: str) -> bytes | memoryview:
         """Bytes of one member."""
         row = self.samples.row(key)
         if row is None:

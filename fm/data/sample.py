@@ -230,14 +230,14 @@ def to_json(meta: StudyMeta) -> bytes:
     return json.dumps(asdict(meta), sort_keys=True, ensure_ascii=False, allow_nan=False).encode()
 
 
-def from_json(payload: bytes) -> StudyMeta:
+def from_json(payload: bytes | memoryview) -> StudyMeta:
     """Parse and check a JSON member.
 
     Raises:
         SampleError: the payload is not JSON, has an unknown or missing field, or breaks the contract.
     """
     try:
-        raw = json.loads(payload)
+        raw = json.loads(bytes(payload))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as err:
         raise SampleError(f"study member is not JSON: {err}") from None
     if not isinstance(raw, dict):

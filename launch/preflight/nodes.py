@@ -143,7 +143,7 @@ def judge(found: list[NodeFacts], launch: ClusterLaunch) -> list[str]:
 
 def measure_reduce(facts: NodeFacts, place: Place) -> None:
     """Add up some megabytes among the nodes, in processes of their own that leave no trace on the devices."""
-    words = [sys.executable, "-m", "launch.preflight.reduce", place.master, str(place.port + 2)]
+    words = [sys.executable, "-m", "fm.parallel.bandwidth", place.master, str(place.port + 2)]
     words += [str(place.nodes), str(place.rank)]
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=_REDUCE_TIMEOUT_S)

@@ -82,7 +82,7 @@ def test_a_node_that_never_comes_is_told_of() -> None:
 def test_two_processes_add_up_and_a_lonely_one_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
     port = free_port()
-    other = subprocess.Popen([sys.executable, "-m", "launch.preflight.reduce", "127.0.0.1", str(port), "2", "1"])
+    other = subprocess.Popen([sys.executable, "-m", "fm.parallel.bandwidth", "127.0.0.1", str(port), "2", "1"])
     facts = NodeFacts(host="a")
     measure_reduce(facts, Place(engine="slurm", nodes=2, rank=0, master="127.0.0.1", port=port - 2))
     assert other.wait(60) == 0 and facts.reduce_mb_s > 0 and facts.silent == ""

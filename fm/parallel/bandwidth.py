@@ -1,4 +1,4 @@
-"""All-reduce among nodes, in MB/s: ``python -m launch.preflight.reduce MASTER PORT NODES RANK`` on each of them."""
+"""All-reduce among nodes, in MB/s: ``python -m fm.parallel.bandwidth MASTER PORT NODES RANK`` on each of them."""
 
 from __future__ import annotations
 
