@@ -38,6 +38,8 @@ def read_structured_report(path: str) -> dict[str, str] | None:
         ds = pydicom.dcmread(path)
         if str(ds.get("SOPClassUID", "")) not in SR_CLASSES:
             return None
+        if "ContentSequence" not in ds:  # pydicom reads a file that was cut between two elements without a word
+            raise ValueError("no content")
         text = "\n".join(_lines(ds, 0)).strip()
         preliminary = str(ds.get("PreliminaryFlag", "")) == "PRELIMINARY" or str(ds.get("CompletionFlag")) == "PARTIAL"
         return {

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from data_prep import withdraw as withdrawal
+from data_prep.beside import read_quarantine
 from data_prep.keys import Keyring
+from data_prep.quality.pictures import stored_thumbnail
 from data_prep.withdraw import withdraw
 from fm.config.errors import UserError
+from fm.config.quality import Action, LimitsConfig
 from fm.data.codec import decode_volume
 from fm.data.index import Manifest
 from fm.data.verify import verify
@@ -20,6 +25,9 @@ from fm.data.verify import verify
 from ..test_no_identifiers import texts
 from .conftest import STUDIES, MakeSeries, head, uid
 from .test_prepare import contents, run, small_shards
+
+KEY = f"{8:064x}"
+"""Studies e and f come first and fourth under it: their shards hold others too."""
 
 
 def keys(archive: Path, *names: str) -> set[str]:
@@ -93,14 +101,46 @@ def stop(*_: object) -> None:
     raise InterruptedError
 
 
-def test_a_patient_is_withdrawn_from_every_file(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def leave_traces(archive: Path, make_series: MakeSeries) -> dict[str, Any]:
+    """Give patient P4000 whatever else a dataset holds of one: a site of their own, a copy of another's volume, a
+    refused series, a mask that is none, a report in two versions, labels of a series; returns the settings."""
+    shutil.rmtree(archive / "in" / "f")
+    alone = {"patient": "P4000", "InstitutionName": "Lonely Clinic"}
+    for name in "ef":
+        make_series(folder=f"in/{name}", study=name, volume=head(seed=4 if name == "e" else 0), **alone)
+    make_series(folder="in/e2", study="e", series="coarse", volume=head(seed=8), PixelSpacing=["9", "9"], **alone)
+    (archive / "masks").mkdir()
+    (archive / "masks" / f"{uid('eseries')}.nii.gz").write_bytes(b"no mask")
+    with (archive / "reports.csv").open("a") as file:
+        file.write(f"{uid('e')},,P4000,FINDINGS: Lesion 4 again.\n")
+    (archive / "labels.csv").write_text(f"study_uid,series_uid,lesion\n{uid('e')},{uid('eseries')},1\n{uid('a')},,1\n")
+    return {
+        "masks": str(archive / "masks"),
+        "limits": LimitsConfig(coarse_voxels=6.0),
+        "actions": {"coarse_voxels": Action.quarantine},
+    }
+
+
+def test_a_patient_is_withdrawn_from_every_file(
+    archive: Path, make_series: MakeSeries, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small_shards(monkeypatch)
-    prepared = run(archive)
+    settings = leave_traces(archive, make_series)
+    prepared = run(archive, **settings)
     out = str(archive / "out")
+    assert prepared.duplicates["exact"] == 1
+    assert {"coarse_voxels", "mask_damaged", "report_superseded"} <= {e.reason for e in read_quarantine(out)}
     before = Manifest.open(out)
     gone = keys(archive, "e", "f")  # both of patient P4000
     (pseudonym,) = {sample.patient for sample in before.samples if sample.key in gone}
-    payloads = {before.read(key, "t2w.b2") for key in gone}
+    (own,) = keys(archive, "e")  # what the other study shows stays where it was copied from
+    payloads = {before.read(own, "t2w.b2")}
+    items = [entry.item for entry in read_quarantine(out) if entry.study in gone]
+    page = (archive / "out" / "qc.html").read_text("utf-8")
+    shots = re.findall(r'src="(data:[^"]*)" [^>]*alt="quarantined', page)
+    shots.append(stored_thumbnail(before.read(own, "t2w.b2"), before.study(own).series[0]))
+    assert len(items) == 3 and len(shots) == 2 and all(shot in page for shot in shots)
+    sites = {before.study(key).site for key in gone}
     held = sorted({sample.shard for sample in before.samples if sample.key in gone})
     files = contents(archive / "out")
     done = withdraw(out, "P4000", str(archive / "key"), "")
@@ -117,10 +157,17 @@ def test_a_patient_is_withdrawn_from_every_file(archive: Path, monkeypatch: pyte
             assert left[name] == files[name], "shards without the patient are not touched"
     summary = json.loads(left["prepare.json"])
     assert (summary["studies"], summary["patients"], summary["files"], summary["used"]) == (4, 4, 24, 24)
-    scan(archive, [*gone, pseudonym, *(uid(name) for name in "ef"), "P4000", "Lesion 4", "Lesion 5"], payloads)
-    again = run(archive)
+    assert (summary["quarantined"], summary["refused_masks"], summary["refused_reports"]) == ({}, {}, {})
+    assert (summary["duplicates"]["exact"], after.table("duplicates.parquet").num_rows) == (0, 0)
+    assert sorted(after.table("series.parquet")["study"].to_pylist()) == sorted(after.keys)
+    uids = [uid(name) for name in ("e", "f", "eseries", "fseries", "ecoarse")]
+    words = [*gone, *(key[:8] for key in gone), *items, *sites, *(site[:6] for site in sites), *uids]
+    scan(archive, [*words, pseudonym, "P4000", "Lesion 4", "Lesion 5"], payloads | {shot.encode() for shot in shots})
+    again = run(archive, **settings)
     assert again.dataset_id == done.dataset_id, "the archive still holds the patient: not taken in again"
-    assert run(archive, "fresh", unknown_reports="allow").excluded == {"withdrawn": 12}
+    fresh = run(archive, "fresh", unknown_reports="allow", **settings)
+    assert (fresh.excluded, fresh.quarantined, fresh.refused_masks) == ({"withdrawn": 18}, {}, {})
+    assert [entry for entry in read_quarantine(str(archive / "fresh")) if entry.study] == []
     with pytest.raises(UserError, match=r"nobody in .* has this number"):
         withdraw(out, "P4000", str(archive / "key"), "")
 
@@ -148,6 +195,8 @@ def scan(archive: Path, words: list[str], payloads: set[bytes]) -> None:
 )
 def test_an_interrupted_withdrawal_is_finished(archive: Path, monkeypatch: pytest.MonkeyPatch, point: str) -> None:
     small_shards(monkeypatch)
+    (archive / "key").write_text(KEY)
+    (archive / "key").chmod(0o600)
     run(archive)
     out = str(archive / "out")
     with monkeypatch.context() as broken:

@@ -83,6 +83,26 @@ def test_patients_who_share_a_volume_are_in_one_split(keyring: Keyring) -> None:
     assert joined[apart[0]] == joined[apart[1]] == joined[third]
 
 
+def test_who_stands_stays_and_new_patients_follow_the_rules(keyring: Keyring) -> None:
+    config = PrepareConfig(external_sites=["Hospital 1"])
+    old = [candidate(n, keyring, site="elsewhere") for n in range(60)]
+    standing = assign(old, [], PrepareConfig(), keyring)
+    new = [candidate(n, keyring, late=n >= 100) for n in range(60, 120)]
+    split = assign([*old, *new], [], config, keyring, standing)
+    assert {p: split[p] for p in standing} == standing
+    outside = {s.patient for s in new if s.site == keyring.site("Hospital 1")}
+    assert {p for p, where in split.items() if where == "external"} == outside
+    assert {p for p, where in split.items() if where == "later"} == {s.patient for s in new if s.late} - outside
+    sides = [where for where in split.values() if where in ("train", "test")]
+    assert sides.count("test") == round(0.2 * len(sides))
+    held = next(p for p in standing if standing[p] == "test")
+    copy = next(s.patient for s in new if s.patient in outside)
+    assert assign([*old, *new], [(held, copy)], config, keyring, standing)[copy] == "test"
+    both = next(p for p in standing if standing[p] == "train")
+    joined = assign([*old, *new], [(held, both)], config, keyring, standing)
+    assert {p: joined[p] for p in standing} == standing
+
+
 def test_dates_decide_and_stay_behind(
     make_series: MakeSeries, read: Callable[[Sequence[Path]], list[Header]], keyring: Keyring
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import pytest
 
 from data_prep.prepare import prepare
 from data_prep.summary import PrepareSummary
+from data_prep.withdraw import withdraw
 from evals.cohort import CohortError
 from evals.embedding import read_cohort
 from fm.config.prepare import Deface, Duplicates, PrepareConfig
 from fm.config.quality import Action
-from fm.data.index import DatasetError, Manifest
+from fm.data.index import LEFT_OUT, DatasetError, Manifest
 from fm.data.verify import verify
 
 from ..conftest import MakeSeries
@@ -84,6 +86,36 @@ def test_duplicates_are_left_out_where_asked_and_the_index_stands(archive: Path)
     assert summary.splits["duplicate"] == summary.duplicates["left_out"] == 1
     manifest = Manifest.open(str(archive / "out"))
     assert len(read_cohort(manifest).studies) == STUDIES - 1
+
+
+@pytest.mark.parametrize("rule", Duplicates)
+def test_appended_studies_are_reviewed_with_those_that_stand(archive: Path, rule: Duplicates) -> None:
+    """The first study is the copy here, so its key may come before or after that of the one that stands."""
+    for name in ("0", "1"):
+        shutil.move(archive / "in" / name, archive / name)
+    run(archive, test_fraction=0.5, duplicates=rule)
+    old = {sample.key: sample.split for sample in Manifest.open(str(archive / "out")).samples}
+    for name in ("0", "1"):
+        shutil.move(archive / name, archive / "in" / name)
+    summary = run(archive, test_fraction=0.5, duplicates=rule)
+    assert verify(str(archive / "out")).problems == []
+    manifest = Manifest.open(str(archive / "out"))
+    split = {sample.key: sample.split for sample in manifest.samples}
+    assert len(old) == STUDIES - 2 and {key: split[key] for key in old} == old
+    (pair,) = manifest.table("duplicates.parquet").to_pylist()  # type: ignore[union-attr]
+    (new,), (standing,) = (
+        {pair["study"], pair["other_study"]} - old.keys(),
+        {pair["study"], pair["other_study"]} & old.keys(),
+    )
+    assert split[new] == (LEFT_OUT if rule is Duplicates.drop else split[standing])
+    assert summary.duplicates["left_out"] == (rule is Duplicates.drop) and summary.duplicates["across_splits"] == 0
+    assert sorted(manifest.table("series.parquet")["study"].to_pylist()) == sorted(split)  # type: ignore[index]
+    page = (archive / "out" / "qc.html").read_text("utf-8")
+    assert f"{STUDIES} of {STUDIES} studies" in page and manifest.dataset_id[:12] in page
+    if rule is Duplicates.drop:
+        withdraw(str(archive / "out"), manifest.sample(standing).patient, str(archive / "key"), "")
+        manifest = Manifest.open(str(archive / "out"))
+        assert manifest.sample(new).split == LEFT_OUT and manifest.table("duplicates.parquet").num_rows == 0  # type: ignore[union-attr]
 
 
 def test_row_23_evaluation_refuses_a_copy_on_both_sides(archive: Path) -> None:
