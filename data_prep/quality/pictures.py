@@ -39,7 +39,7 @@ def thumbnail(values: NDArray[np.float32], meta: SeriesMeta) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(sink.getvalue()).decode()
 
 
-def stored_thumbnail(payload: bytes, meta: SeriesMeta) -> str:
+def stored_thumbnail(payload: bytes | memoryview, meta: SeriesMeta) -> str:
     """The thumbnail of a stored member; air is black."""
     stored = decode_volume(payload)
     values = stored.astype(np.float32) * np.float32(meta.intensity_scale) + np.float32(meta.intensity_offset)
