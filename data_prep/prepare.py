@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -69,12 +69,7 @@ def prepare(
     silence_pydicom()
     binary = converter()
     source = input.removeprefix("file://")
-    if not is_url(source) and not os.path.exists(source):
-        raise UserError(f"input={input} is not a folder, a zip archive or a DICOMDIR: it does not exist")
-    check_side_inputs(reports, labels, config)
-    open_store(out)
-    if config.n4:
-        require_n4()
+    _check(source, reports, labels, out, config)
     key_file = Path(config.key_file) if config.key_file else default_key_file(out)
     keyring = open_keyring(key_file, out)
     restricted = Restricted(key_file, keyring.item(out)[:8])
@@ -108,13 +103,27 @@ def prepare(
         require_decision(inventory.studies, config)
         base = _base(inputs)
         summary = _standing(inputs, base) or _make(inputs, base, binary, pool, bar)
-    if summary.unknown_reports and config.unknown_reports == UnknownReports.refuse:
-        raise UserError(
-            f"{len(summary.unknown_reports)} of the reports name a study that is not in the input (first: row "
-            f"{summary.unknown_reports[0]}); {out} is finished without them: mend the file and choose a new out, or "
-            "set prepare.unknown_reports=allow"
-        )
+    if config.unknown_reports == UnknownReports.refuse:
+        _refuse_unknown(summary.unknown_reports, out)
     return summary
+
+
+def _check(source: str, reports: str | None, labels: str | None, out: str, config: PrepareConfig) -> None:
+    """Refuse what cannot work before anything is read."""
+    if not is_url(source) and not os.path.exists(source):
+        raise UserError(f"input={source} is not a folder, a zip archive or a DICOMDIR: it does not exist")
+    check_side_inputs(reports, labels, config)
+    open_store(out)
+    if config.n4:
+        require_n4()
+
+
+def _refuse_unknown(rows: Sequence[int], out: str) -> None:
+    if rows:
+        raise UserError(
+            f"{len(rows)} of the reports name a study that is not in the input (first: row {rows[0]}); {out} is "
+            "finished without them: mend the file and choose a new out, or set prepare.unknown_reports=allow"
+        )
 
 
 def _progress() -> Progress:

@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from fm.data.history import SAMPLES, History, Shard
 from fm.data.sample import STUDY_KEY, SampleError, StudyMeta, from_json
 from fm.data.store import Access, DatasetError, Member, Request, Store, open_store
 from fm.data.table import Sample, SampleTable
@@ -43,46 +44,11 @@ __all__ = [
 ]
 
 MANIFEST = "manifest.json"
-SAMPLES = "samples.parquet"
 FORMAT = 1
 LEFT_OUT = "duplicate"
 """Split of studies that are neither trained on nor evaluated: prepare.duplicates=drop."""
 _SHARD = re.compile(r"[A-Za-z0-9_-]+\.tar")
 _TABLE = re.compile(r"samples(-\d{1,6})?\.parquet")
-
-
-@dataclass(kw_only=True, slots=True)
-class Shard:
-    """One tar file of the dataset."""
-
-    name: str
-    sha256: str
-    bytes: int
-    samples: int
-
-
-@dataclass(kw_only=True, slots=True)
-class History:
-    """How a dataset came from those before it; empty for one that was made at once."""
-
-    parents: list[str] = field(default_factory=list)
-    """Dataset ids, the oldest first."""
-    changes: list[dict[str, Any]] = field(default_factory=list)
-    """What was done to each parent: kind (append, withdraw), studies, shards."""
-    samples: str = SAMPLES
-    """Name of the table: one of its own for each of the chain, so that the manifest alone switches between them."""
-
-    def named(self, table: str) -> str:
-        """File of another table that belongs to this index: ``series-2.parquet`` beside ``samples-2.parquet``."""
-        stem, dot, ending = table.rpartition(".")
-        return stem + self.samples.removeprefix("samples").removesuffix(".parquet") + dot + ending
-
-    def after(self, dataset_id: str, change: Mapping[str, Any]) -> History:
-        """The history of the dataset that a change makes of `dataset_id`."""
-        parents = [*self.parents, dataset_id]
-        return History(
-            parents=parents, changes=[*self.changes, dict(change)], samples=f"samples-{len(parents)}.parquet"
-        )
 
 
 class Manifest:

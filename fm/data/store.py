@@ -202,11 +202,13 @@ class Store:
         if self._fs is None:
             options: dict[str, Any] = {}
             if self.scheme == "s3":
-                retries = {"total_max_attempts": 1, "mode": "standard"}
-                options = {
-                    "skip_instance_cache": True,
-                    "config_kwargs": {"retries": retries, "max_pool_connections": self.access.connections},
+                settings = {
+                    "retries": {"total_max_attempts": 1, "mode": "standard"},
+                    "max_pool_connections": self.access.connections,
+                    # some servers answer a range with the checksum of the whole object; members have their own CRC-32
+                    "response_checksum_validation": "when_required",
                 }
+                options = {"skip_instance_cache": True, "config_kwargs": settings}
             try:
                 self._fs = fsspec.filesystem(self.scheme, **options)
             except ImportError:
