@@ -181,7 +181,7 @@ def _read_shards(facts: NodeFacts, job: PretrainJob, rank: int) -> None:
         seconds = max(time.perf_counter() - begin, 1e-9)
         if broken := [found for found in read if isinstance(found, DatasetError)]:
             raise broken[0]
-        facts.shard_mb_s = sum(len(found) for found in read if isinstance(found, bytes)) / 1e6 / seconds
+        facts.shard_mb_s = sum(len(found) for found in read if not isinstance(found, DatasetError)) / 1e6 / seconds
     except (UserError, OSError) as err:
         facts.unreadable = str(err)
 

@@ -20,7 +20,7 @@ from fm.config import compose
 from launch import runs
 from launch.preflight import nodes
 
-STEPS = 60
+STEPS = 30
 CLUSTER = {
     "kubernetes": ("launch=kubernetes", "launch.image=fm:1"),
     "trainjob": ("launch=kubernetes", "launch.image=fm:1", "launch.resource=trainjob"),
