@@ -17,6 +17,7 @@ REQUIRED = {
     "prepare": ["input=i", "out=o"],
     "index": ["url=x"],
     "verify": ["url=x"],
+    "withdraw": ["url=x", "patient=p"],
     "inspect": ["url=x"],
     "withdraw": ["url=o", "patient=p"],
     "pretrain": ["data.url=2026_11_21"],

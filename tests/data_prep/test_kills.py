@@ -51,7 +51,7 @@ def test_row_22_the_run_is_killed_and_its_workers_end(archive: Path, monkeypatch
     run(archive, "whole")
     runs = Runs(archive)
     process = runs.start()
-    wait_for(runs.out / "shard-000000.tar", process)
+    wait_for(runs.out / ".work" / "state-000000.json", process)  # the shard is there, and settled
     family = process.children(recursive=True)
     process.send_signal(signal.SIGKILL)
     process.wait()
