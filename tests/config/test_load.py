@@ -19,7 +19,6 @@ REQUIRED = {
     "verify": ["url=x"],
     "withdraw": ["url=x", "patient=p"],
     "inspect": ["url=x"],
-    "withdraw": ["url=o", "patient=p"],
     "pretrain": ["data.url=2026_11_21"],
     "export": ["from_run=r", "out=o"],
     "evaluate": ["encoder=e", "data.url=s3://b/k"],
