@@ -88,14 +88,8 @@ def ended(processes: list[subprocess.Popen[str]]) -> list[int]:
     return [node.returncode for node in processes]
 
 
-@pytest.mark.parametrize(
-    "engine",
-    [
-        "kubernetes",
-        pytest.param("trainjob", marks=pytest.mark.full),
-        pytest.param("sagemaker", marks=pytest.mark.full),
-    ],
-)
+@pytest.mark.full
+@pytest.mark.parametrize("engine", CLUSTER)
 def test_terminated_by_the_engine_and_started_again(
     engine: str, started: Callable[..., list[subprocess.Popen[str]]], tmp_path: Path
 ) -> None:

@@ -16,9 +16,9 @@ from launch.cluster import engines, slurm
 from launch.cluster.spec import SubmitError
 from launch.verbs.main import main
 
-STEPS = 60
+STEPS = 40
 HERE = Path(__file__).parent
-SAVE = ("trainer.checkpoint_every_steps=25", f"max_steps={STEPS}")
+SAVE = ("trainer.checkpoint_every_steps=20", f"max_steps={STEPS}")
 
 
 def call(*words: str) -> str:
@@ -52,7 +52,7 @@ def test_two_nodes_stopped_by_a_signal_go_on_and_end_as_one_machine(
     submitted: Callable[..., Any], calm: list[tuple[Any, ...]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = submitted(*SAVE)
-    run.until_step(10)
+    run.until_step(6)
     call("scancel", "--signal=USR1", run.job.id)
     assert_like(run, calm, attempts=2)
     assert "queued again" in run.log()
@@ -85,7 +85,7 @@ def test_what_can_be_known_is_refused_before_anything_is_made(
 @pytest.mark.full
 def test_a_requeue_by_the_administrator(submitted: Callable[..., Any], calm: list[tuple[Any, ...]]) -> None:
     run = submitted(*SAVE)
-    run.until_step(10)
+    run.until_step(6)
     call("scontrol", "requeue", run.job.id)
     assert_like(run, calm, attempts=2)
 
@@ -97,7 +97,7 @@ def test_preempted_with_a_save_longer_than_half_a_minute(
 ) -> None:
     """The save after the signal takes 35 s; the partition gives 60."""
     run = submitted(*SAVE, f"launch.environment.PYTHONPATH={HERE / 'slow'}:{HERE.parents[1]}", *slow(35))
-    run.until_step(10)
+    run.until_step(6)
     urgent = call(
         "sbatch", "--parsable", "--partition=urgent", "--exclusive", "--nodes=2", "--output=/dev/null", "--wrap=sleep 1"
     ).strip()
@@ -114,7 +114,7 @@ def slow(seconds: int) -> tuple[str, ...]:
 @pytest.mark.full
 def test_a_node_that_goes_down(submitted: Callable[..., Any], calm: list[tuple[Any, ...]]) -> None:
     run = submitted(*SAVE, "trainer.checkpoint_every_steps=10")
-    run.until_step(15)
+    run.until_step(12)
     call("scontrol", "update", "NodeName=node2", "State=DOWN", "Reason=test")
     run.until(lambda: run.state() == "waiting")
     call("scontrol", "update", "NodeName=node2", "State=RESUME")
@@ -141,7 +141,7 @@ def test_cancelled_for_good_and_sent_again(
     submitted: Callable[..., Any], calm: list[tuple[Any, ...]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = submitted(*SAVE)
-    run.until_step(10)
+    run.until_step(6)
     assert main(["jobs", "cancel", f"folder={run.folder}"]) == 0
     run.until(lambda: run.state() == "cancelled")
     call("sleep", "10")

@@ -29,9 +29,10 @@ def traffic(ranks: int) -> list[dict[str, Any]]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="needs Linux's count of written bytes")
-@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("ranks", [2, 4])
 def test_deepspeed_sends_what_the_model_says(ranks: int) -> None:
-    """Bytes at the sockets, by pass, within 0.1 %; gloo reduces and scatters by an all-reduce of the whole."""
+    """Bytes at the sockets, by pass, within 0.2 %; gloo reduces and scatters by an all-reduce of the whole."""
     found = traffic(ranks)
     assert [(f["stage"], f["bf16"], f["freed"]) for f in found] == [
         (0, False, False),

@@ -130,13 +130,12 @@ def test_row_36_killed_while_it_saves_after_a_signal(run: Path, calm: Path, trai
     assert trace(rows(run)) == trace(rows(calm))
 
 
-TOLD = [("torchrun", 1), ("rank 0", 1), ("rank 1", 1), ("all", 1), ("rank 0", 2), ("all", 2)]
-"""Whom SIGTERM reaches, and how often; torchrun, twice, is tried in every run of the tests."""
+TOLD = [("torchrun", 1), ("torchrun", 2), ("rank 0", 1), ("rank 1", 1), ("all", 1), ("rank 0", 2), ("all", 2)]
+"""Whom SIGTERM reaches, and how often."""
 
 
-@pytest.mark.parametrize(
-    ("target", "times"), [("torchrun", 2), *(pytest.param(*case, marks=pytest.mark.full) for case in TOLD)]
-)
+@pytest.mark.full
+@pytest.mark.parametrize(("target", "times"), TOLD)
 def test_row_35_a_save_longer_than_torchruns_patience(target: str, times: int, run: Path) -> None:
     """torchrun kills workers 30 s after SIGTERM unless told otherwise; this save takes 40 s, whoever is told."""
     script = Path(__file__).with_name("slow_save.py")
