@@ -56,6 +56,7 @@ def flip_a_byte(path: Path) -> None:
     path.write_bytes(payload)
 
 
+@pytest.mark.full
 def test_rows_34_35_and_38_a_disturbed_run_ends_as_the_undisturbed_one(
     tmp_path: Path,
     dataset: str,

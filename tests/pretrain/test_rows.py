@@ -288,6 +288,7 @@ def test_row_37_moments_cut_anew_change_nothing(
 PLACE = "trainer.checkpoint_url=s3://bucket/runs/x"
 
 
+@pytest.mark.full
 def test_rows_34_and_40_checkpoints_in_object_storage_outlive_the_folder(
     tmp_path: Path, dataset: str, calm: Path, new_run: Callable[..., Path], train: Train, rows: Rows, s3: Proxy
 ) -> None:
