@@ -13,8 +13,8 @@ from pathlib import Path
 from types import FrameType
 
 from fm.config.errors import UserError
+from fm.config.jobs.training import PretrainJob
 from fm.config.launch import ClusterLaunch
-from fm.config.root import PretrainJob
 from fm.engine.failures import less_memory
 from fm.engine.signals import REQUEUE_EXIT_CODE, STOP_SIGNALS
 from launch.cluster.place import Place, find_place

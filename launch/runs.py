@@ -18,8 +18,9 @@ from fm.config import compose, registry
 from fm.config.compose import Override, Request
 from fm.config.data import DataConfig
 from fm.config.errors import ConfigError, UserError
+from fm.config.jobs.training import PretrainJob
 from fm.config.load import Plain, build, difference, plain, read, save
-from fm.config.root import JOBS, PretrainJob
+from fm.config.root import JOBS
 
 RUN_FILE = "run.yaml"
 ATTEMPTS = "attempts.jsonl"

@@ -11,7 +11,7 @@ import traceback
 from pathlib import Path
 
 from fm.config.errors import UserError
-from fm.config.root import PretrainJob
+from fm.config.jobs.training import PretrainJob
 from fm.config.trainer import Device
 from fm.engine.failures import explained, record_error
 from fm.engine.signals import REQUEUE_EXIT_CODE

@@ -12,3 +12,13 @@ class UserError(ValueError):
 
 class ConfigError(UserError):
     """A configuration value, key or group that cannot be used."""
+
+
+def at_least(name: str, value: int, least: int) -> None:
+    """Refuse a count below its range.
+
+    Raises:
+        ConfigError: `value` is below `least`.
+    """
+    if value < least:
+        raise ConfigError(f"{name}={value} must be at least {least}")

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
+from fm.config.jobs.training import PretrainJob
 from fm.config.load import plain, read
-from fm.config.root import PretrainJob
 from fm.config.trainer import Weights
 from fm.engine.metrics import Row
 from fm.engine.places import RUN_FILE

@@ -12,9 +12,9 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from fm.config.errors import UserError
+from fm.config.jobs.training import PretrainJob
 from fm.config.model import VitTextConfig
 from fm.config.objective import JointConfig
-from fm.config.root import PretrainJob
 from fm.config.trainer import Device, Resume
 from fm.data.index import Manifest
 from fm.data.phrases import PhraseTable, common_phrases

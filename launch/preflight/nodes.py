@@ -20,8 +20,8 @@ import numpy as np
 import psutil
 
 from fm.config.errors import UserError
+from fm.config.jobs.training import PretrainJob
 from fm.config.launch import ClusterLaunch
-from fm.config.root import PretrainJob
 from fm.parallel.meeting import Meeting
 from launch.cluster.place import Place
 from launch.runs import commit

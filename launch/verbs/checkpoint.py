@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fm.config.errors import UserError
-from fm.config.root import (
+from fm.config.jobs.training import (
     CheckpointConvertJob,
     CheckpointForm,
     CheckpointListJob,

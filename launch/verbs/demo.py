@@ -16,8 +16,11 @@ from typing import Any, TextIO
 
 from data_prep.keys import default_key_file
 from fm.config.errors import UserError
+from fm.config.jobs.datasets import PhantomJob, PrepareJob
+from fm.config.jobs.demo import DemoJob
+from fm.config.jobs.evaluation import EvaluateJob
+from fm.config.jobs.training import PretrainJob
 from fm.config.load import plain
-from fm.config.root import DemoJob, EvaluateJob, PhantomJob, PrepareJob, PretrainJob
 from fm.data.index import Manifest
 from launch import runs
 

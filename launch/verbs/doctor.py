@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fm.config.root import DoctorJob
+from fm.config.jobs.cluster import DoctorJob
 
 
 def run(job: DoctorJob) -> int:

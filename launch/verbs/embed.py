@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fm.config.root import EmbedJob
+from fm.config.jobs.evaluation import EmbedJob
 
 if TYPE_CHECKING:
     from evals.embed import Source

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fm.config.root import EvaluateJob
+from fm.config.jobs.evaluation import EvaluateJob
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fm.config.root import ExportJob
+from fm.config.jobs.training import ExportJob
 from launch.runs import trained_job
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fm.config.root import FindingsScoreJob, FindingsSheetJob
+from fm.config.jobs.datasets import FindingsScoreJob, FindingsSheetJob
 
 
 def run(job: FindingsSheetJob | FindingsScoreJob) -> int:

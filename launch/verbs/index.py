@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fm.config.root import IndexJob
+from fm.config.jobs.datasets import IndexJob
 
 
 def run(job: IndexJob) -> int:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fm.config.data import Place
+from fm.config.jobs.datasets import InspectJob
 from fm.config.model import VitTextConfig
-from fm.config.root import InspectJob
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from fm.config.errors import UserError
-from fm.config.root import JobsCancelJob, JobsListJob, JobsLogsJob, JobsResubmitJob
+from fm.config.jobs.cluster import JobsCancelJob, JobsListJob, JobsLogsJob, JobsResubmitJob
 from launch.cluster import engines
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from fm.config.root import PhantomJob
+from fm.config.jobs.datasets import PhantomJob
 
 
 def run(job: PhantomJob) -> int:

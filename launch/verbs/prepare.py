@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from fm.config.root import PrepareJob
+from fm.config.jobs.datasets import PrepareJob
 
 
 def run(job: PrepareJob) -> int:

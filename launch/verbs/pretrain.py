@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from fm.config.root import PretrainJob
+from fm.config.jobs.training import PretrainJob
 from fm.config.trainer import Device
 from fm.data.index import Manifest
 from fm.data.plan import plan_of, shares

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fm.config.errors import UserError
-from fm.config.root import RunsListJob, RunsShowJob
+from fm.config.jobs.training import RunsListJob, RunsShowJob
 from fm.engine.account import read_cost
 from launch.runs import RUN_FILE
 from launch.story import PARTS, Story, notices, read_story

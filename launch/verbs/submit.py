@@ -12,9 +12,11 @@ from pathlib import Path
 from fm.config import compose, registry
 from fm.config.compose import Request
 from fm.config.errors import ConfigError, UserError
+from fm.config.jobs.cluster import SubmitJob
+from fm.config.jobs.training import PretrainJob
 from fm.config.launch import ClusterLaunch, KubernetesLaunch, SageMakerLaunch
 from fm.config.load import build
-from fm.config.root import JOBS, PretrainJob, SubmitJob
+from fm.config.root import JOBS
 from launch import runs
 from launch.cluster import engines, kubernetes, sagemaker
 from launch.cluster.code import pack

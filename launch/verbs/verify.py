@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fm.config.root import VerifyJob
+from fm.config.jobs.datasets import VerifyJob
 
 
 def run(job: VerifyJob) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fm.config.root import WithdrawJob
+from fm.config.jobs.datasets import WithdrawJob
 
 
 def run(job: WithdrawJob) -> int:

@@ -8,8 +8,8 @@ import yaml
 from fm.config import registry
 from fm.config.compose import compose, composed_yaml, expand, parse
 from fm.config.errors import ConfigError
+from fm.config.jobs.training import PretrainJob
 from fm.config.model import VitTextConfig
-from fm.config.root import PretrainJob
 
 TINY_DIM = yaml.safe_load((registry.CONFIGS / "model" / "tiny.yaml").read_text())["dim"]
 

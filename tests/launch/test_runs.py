@@ -11,8 +11,8 @@ import yaml
 from fm.config import registry
 from fm.config.compose import expand, parse
 from fm.config.errors import ConfigError, UserError
+from fm.config.jobs.training import PretrainJob
 from fm.config.load import load
-from fm.config.root import PretrainJob
 from fm.data.store import Access
 from fm.engine.places import keep_run
 from launch import runs
