@@ -1,7 +1,7 @@
-"""What runs in the processes of test_scaling.py: ``scaling.py reduce`` or ``scaling.py train RUN_DIR``.
+"""What runs in the processes of test_scaling.py: ``scaling.py reduce`` or ``scaling.py train RUN_DIR CORE``.
 
-Each process keeps to one core, its local rank's. ``reduce`` times all-reduces of several sizes; ``train`` trains with
-every rank on the same batch, so that the ranks have equal work, and prints the seconds of each step.
+Each process keeps to one core: its local rank, counted from ``CORE``. ``reduce`` times all-reduces of several sizes;
+``train`` trains with every rank on the same batch, so that the ranks have equal work, and prints each step's seconds.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from pathlib import Path
 
 os.environ["DS_ACCELERATOR"] = "cpu"
 RANK = int(os.environ.get("RANK", "0"))
-os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[RANK]})
+FIRST = int(sys.argv[3]) if len(sys.argv) > 3 else 0
+os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[FIRST + RANK]})
 
 import torch  # noqa: E402 - threads are counted when torch is imported
 

@@ -23,8 +23,8 @@ from tests.pretrain.conftest import SMALL, write_dataset
 
 pytestmark = pytest.mark.full
 
-STEPS, WARMUP = 60, 10
-STEP = shlex.split("model.dim=192 model.depth=4 model.heads=4 model.text_dim=64 data.global_batch_size=16")
+STEPS, WARMUP = 100, 10
+STEP = shlex.split("model.dim=256 model.depth=4 model.heads=4 model.text_dim=64 data.global_batch_size=16")
 """About 200 ms on one core, both sides alike."""
 
 

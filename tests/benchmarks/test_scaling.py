@@ -11,6 +11,7 @@ import os
 import shlex
 import statistics
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from tests.pretrain.conftest import SMALL, write_dataset
 pytestmark = pytest.mark.full
 
 STEPS, WARMUP, ROUNDS = 30, 6, 3
-STEP = shlex.split("model.dim=192 model.depth=4 model.heads=4 model.text_dim=64 data.micro_batch_size=16 trainer=zero2")
+STEP = shlex.split("model.dim=192 model.depth=4 model.heads=4 model.text_dim=64 trainer=zero2")
 NEEDS_TWO_CORES = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="a core for each of two processes")
 
 
@@ -53,30 +54,52 @@ def test_all_reduce_by_size() -> None:
 
 
 @NEEDS_TWO_CORES
-def test_weak_scaling_from_one_process_to_two(tmp_path: Path) -> None:
-    url = write_dataset(tmp_path / "shards", 64)
-    clock: dict[int, list[float]] = {1: [], 2: []}
-    cpu: dict[int, list[float]] = {1: [], 2: []}
+@pytest.mark.parametrize("studies", [16, 64])
+def test_weak_scaling_from_one_process_to_two(studies: int, tmp_path: Path) -> None:
+    """Beside two runs of one process each at once: what cores that share memory and cache cost without any exchange."""
+    url = write_dataset(tmp_path / "shards", 128)
+    kinds = {"one": [1], "apart": [1, 1], "together": [2]}
+    clock: dict[str, list[float]] = {kind: [] for kind in kinds}
+    cpu: dict[str, list[float]] = {kind: [] for kind in kinds}
     for turn in range(ROUNDS):
-        for processes in (1, 2):
-            run = tmp_path / f"{processes}-{turn}"
-            batch = f"data.global_batch_size={16 * processes}"
-            words = [f"data.url={url}", f"run={run}", *SMALL, *STEP, batch, f"max_steps={STEPS}"]
-            runs.open_run(compose.parse("pretrain", words, []))
-            ranks = told(started(processes, "train", str(run)), "TRAIN")
-            assert [rank["ranks"] for rank in ranks] == [processes] * processes
+        for kind, sizes in kinds.items():
+            ranks: list[dict[str, Any]] = []
+            folders = [
+                opened(url, tmp_path / f"{kind}-{turn}-{core}", studies, processes)
+                for core, processes in enumerate(sizes)
+            ]
+            with ThreadPoolExecutor() as at_once:
+                jobs = [
+                    at_once.submit(started, processes, "train", str(run), str(core))
+                    for core, (processes, run) in enumerate(zip(sizes, folders, strict=True))
+                ]
+                for job, processes in zip(jobs, sizes, strict=True):
+                    found = told(job.result(), "TRAIN")
+                    assert [rank["ranks"] for rank in found] == [processes] * processes
+                    ranks += found
             for rank in ranks:
                 steps = rank["seconds"][WARMUP : STEPS - 1]
-                clock[processes].append(statistics.median(seconds for seconds, _ in steps))
-                cpu[processes].append(statistics.median(seconds for _, seconds in steps))
+                clock[kind].append(statistics.median(seconds for seconds, _ in steps))
+                cpu[kind].append(statistics.median(seconds for _, seconds in steps))
     rows = [
-        [name, *(f"{1e3 * statistics.median(found[n]):.0f}" for n in (1, 2)), efficiency(found)]
+        [
+            name,
+            *(f"{1e3 * statistics.median(found[kind]):.0f}" for kind in kinds),
+            efficiency(found, "one"),
+            efficiency(found, "apart"),
+        ]
         for name, found in (("by the clock", clock), ("of the processor", cpu))
     ]
-    head = ["time of a step, ms", "one process", "two, 16 studies each", "efficiency"]
-    table("Weak scaling, ZeRO-2 over gloo", head, rows, ("torch", "deepspeed"))
+    head = ["a step, ms", "one process", "two apart", "two together", "efficiency", "against two apart"]
+    table(f"Weak scaling, ZeRO-2 over gloo, {studies} studies a process", head, rows, ("torch", "deepspeed"))
 
 
-def efficiency(found: dict[int, list[float]]) -> str:
-    best = min(found[1]) / min(found[2])
-    return f"{statistics.median(found[1]) / statistics.median(found[2]):.2f} (fastest rounds {best:.2f})"
+def opened(url: str, run: Path, studies: int, processes: int) -> Path:
+    words = [f"data.micro_batch_size={studies}", f"data.global_batch_size={studies * processes}", f"max_steps={STEPS}"]
+    runs.open_run(compose.parse("pretrain", [f"data.url={url}", f"run={run}", *SMALL, *STEP, *words], []))
+    return run
+
+
+def efficiency(found: dict[str, list[float]], base: str) -> str:
+    best = min(found[base]) / min(found["together"])
+    return f"{statistics.median(found[base]) / statistics.median(found['together']):.2f} (fastest rounds {best:.2f})"
