@@ -11,6 +11,7 @@ from typing import Any
 
 from evals.embedding import file_hash, read_images
 from evals.features import merge, write_rows
+from evals.frozen import FrozenEncoder, load_frozen
 from evals.workers import in_workers
 from fm.config.errors import UserError
 from fm.data.index import Manifest
@@ -18,7 +19,6 @@ from fm.data.sample import StudyMeta
 from fm.data.store import Access
 from fm.data.sweep import Sweep, read_studies
 from fm.data.volume import SeriesImage, read_nifti
-from fm.models.encoder import Encoder, load_encoder
 
 BATCH = 16
 """Studies per part."""
@@ -103,7 +103,7 @@ def embed(
     """
     if out.exists():
         raise EmbedError(f"out={out} exists; name a new file")
-    loaded = load_encoder(encoder)
+    loaded = load_frozen(encoder)
     parts = out.with_name(f".{out.name}.{_task_id(encoder, sources)}.parts")
     parts.mkdir(parents=True, exist_ok=True)
 
@@ -121,7 +121,7 @@ def embed(
     return Written(studies=len(sources), texts_cut=loaded.texts_cut, text_tokens_cut=loaded.text_tokens_cut)
 
 
-def _rows(encoder: Encoder, sources: Sequence[Source]) -> Iterator[dict[str, Any]]:
+def _rows(encoder: FrozenEncoder, sources: Sequence[Source]) -> Iterator[dict[str, Any]]:
     named = [source.read() for source in sources]
     found = encoder.encode_studies([[image for _, image in series] for series in named])
     texts = None if encoder.tokenizer is None else encoder.embed_text([source.text for source in sources])

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from evals.cohort import Cohort, CohortError, probed_series
+from evals.frozen import FrozenEncoder
 from evals.intensity import series_statistics
 from evals.workers import in_workers
 from fm.data.codec import CodecError
@@ -18,7 +19,6 @@ from fm.data.index import DatasetError, Manifest
 from fm.data.sample import Agent, Contrast, SampleError, StudyMeta
 from fm.data.sweep import Read, Sweep, read_studies
 from fm.data.volume import SeriesImage, from_sample
-from fm.models.encoder import Encoder
 from fm.probes.types import Floats
 
 log = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ def read_images(read: Read, study: StudyMeta) -> list[SeriesImage]:
 def embed_cohort(
     manifest: Manifest,
     cohort: Cohort,
-    encoders: Sequence[Encoder],
+    encoders: Sequence[FrozenEncoder],
     batch_studies: int,
     progress: Progress | None = None,
 ) -> Embedded:
@@ -140,7 +140,7 @@ def embed_cohort(
     )
 
 
-def embed_texts(encoder: Encoder, texts: Sequence[str]) -> Floats | None:
+def embed_texts(encoder: FrozenEncoder, texts: Sequence[str]) -> Floats | None:
     """(N, E) texts in the space shared with images, zeros for an empty one; None where the encoder has no tokenizer."""
     if encoder.tokenizer is None:
         return None
@@ -170,7 +170,7 @@ class _Batch:
     unreadable: dict[str, str]
 
 
-def _embed_batch(sweep: Sweep, encoders: Sequence[Encoder], studies: Sequence[StudyMeta]) -> _Batch:
+def _embed_batch(sweep: Sweep, encoders: Sequence[FrozenEncoder], studies: Sequence[StudyMeta]) -> _Batch:
     images: list[list[SeriesImage]] = []
     probed: list[SeriesImage] = []
     unreadable: dict[str, str] = {}
@@ -189,7 +189,7 @@ def _embed_batch(sweep: Sweep, encoders: Sequence[Encoder], studies: Sequence[St
     )
 
 
-def _encode(encoder: Encoder, studies: Sequence[Sequence[SeriesImage]], probed: Sequence[SeriesImage]) -> _Part:
+def _encode(encoder: FrozenEncoder, studies: Sequence[Sequence[SeriesImage]], probed: Sequence[SeriesImage]) -> _Part:
     found = encoder.encode_studies(studies)
     blind = encoder.encode_studies([[_without_condition(image)] for image in probed])
     return _Part(

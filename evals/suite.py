@@ -19,6 +19,7 @@ from evals.cohort import Cohort
 from evals.embedding import Embedded, embed_cohort, embed_texts, file_hash, read_cohort, read_images
 from evals.examples import choose_gallery, make_examples
 from evals.features import write_features
+from evals.frozen import FrozenEncoder, architecture, fresh, load_frozen
 from evals.headers import series_headers, study_headers
 from evals.intensity import series_table, study_table
 from evals.matching import Gallery, MatchData, build_galleries, run_gallery
@@ -33,7 +34,6 @@ from fm.config.load import plain, read
 from fm.config.suite import SuiteConfig, TaskConfig, TaskLevel
 from fm.data.index import Manifest
 from fm.data.store import Access
-from fm.models.encoder import Encoder, load_encoder, untrained_like
 from fm.probes.types import Floats, Ints
 
 Progress = Callable[[str, int, int], None]
@@ -70,10 +70,10 @@ def evaluate(
     """
     tell = progress or (lambda stage, done, total: None)
     clock = _Clock()
-    trained = load_encoder(encoder)
+    trained = load_frozen(encoder)
     manifest = Manifest.open(data_url, access)
     cohort = read_cohort(manifest)
-    both, total = [trained, untrained_like(trained, suite.seed)], len(cohort.studies)
+    both, total = [trained, fresh(trained, suite.seed)], len(cohort.studies)
     embedded = embed_cohort(manifest, cohort, both, suite.batch_studies, lambda done: tell("embed", done, total))
     cohort = embedded.cohort
     texts = [matching_text(study) for study in cohort.studies]
@@ -241,16 +241,12 @@ def _dataset_facts(manifest: Manifest, cohort: Cohort, texts: list[str], unreada
     return facts
 
 
-def _encoder_facts(folder: Path, encoder: Encoder) -> dict[str, Any]:
-    model = encoder.model
-    text = sum(p.numel() for part in (model.text, model.text_projection) for p in part.parameters())
+def _encoder_facts(folder: Path, encoder: FrozenEncoder) -> dict[str, Any]:
     hashes = [file_hash(path) for path in sorted(folder.glob("*.safetensors"))]
     return {
         "name": _encoder_name(folder.resolve()),
         "weights_sha256": hashes[0] if len(hashes) == 1 else ",".join(hashes),
-        "image_parameters": sum(p.numel() for p in model.parameters()) - text,
-        "text_parameters": text,
-        "config": {k: v for k, v in model.config.to_diff_dict().items() if not k.startswith("_")},
+        **architecture(encoder),
     }
 
 

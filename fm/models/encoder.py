@@ -64,6 +64,11 @@ class Encoder:
         return sum(self._cut)
 
     @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.model.device
+
+    @property
     def dim(self) -> int:
         """E, the length of an embedding."""
         return int(self.model.config.embed_dim)

@@ -16,7 +16,8 @@ class EvaluateJob:
     plain_form: ClassVar[str] = "fm evaluate encoder=DIR data.url=URL run=DIR"
 
     encoder: str = "???"
-    """Folder of an exported encoder."""
+    """Folder of an exported encoder; of a vision model that transformers wrote, which then reads slice by slice; or of
+    a 3D network with its network.json (docs/encoders.md)."""
     run: str | None = None
     """Folder of the evaluation; null: runs/<experiment>/<UTC time>."""
     data: DataConfig
@@ -31,7 +32,8 @@ class EmbedJob:
     filled: ClassVar[tuple[str, ...]] = ("data.url",)
 
     encoder: str = "???"
-    """Folder of an exported encoder."""
+    """Folder of an exported encoder; of a vision model that transformers wrote, which then reads slice by slice; or of
+    a 3D network with its network.json (docs/encoders.md)."""
     input: str = "???"
     """A NIfTI file, a folder of them, or the URL of shards."""
     out: str = "???"
