@@ -49,6 +49,9 @@ class JointConfig(ObjectiveConfig):
     phrase_max_share: float = 0.6
     """A phrase that more of the reports hold is not asked for."""
     image_text: TextLoss = TextLoss.clip
+    image_text_rows: int = 4096
+    """Rows of the matrix of all images against all texts held at once; a global batch of more studies is contrasted in
+    parts, with the same loss and memory in proportion to the batch, not to its square."""
     mask_same_patient: bool = True
     """Another study of the same patient is no negative."""
     initial_temperature: float = 0.07
@@ -91,5 +94,7 @@ class JointConfig(ObjectiveConfig):
                 f"objective.phrase_min_share={self.phrase_min_share} and objective.phrase_max_share="
                 f"{self.phrase_max_share}: shares between 0 and 1, the smaller first"
             )
+        if self.image_text_rows < 1:
+            raise ConfigError(f"objective.image_text_rows={self.image_text_rows}: must be at least 1")
         if self.prototypes < 2 or self.sinkhorn_iterations < 1:
             raise ConfigError("objective: prototypes must be ≥ 2 and sinkhorn_iterations ≥ 1")

@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from fm.batch import StudyBatch
 from fm.config.objective import JointConfig, TextLoss
 from fm.objectives.gathering import Gather, gather_rows, local_gather
-from fm.objectives.image_text import candidates, clip_loss, positives, siglip_loss
+from fm.objectives.image_text import (
+    Pairs,
+    clip_loss,
+    clip_loss_by_rows,
+    siglip_loss,
+    siglip_loss_by_rows,
+    top1_share,
+)
 from fm.objectives.koleo import koleo
 from fm.objectives.self_distillation import cross_entropy, teacher_targets
 from fm.objectives.student import StudentOutput
@@ -135,16 +142,24 @@ class JointObjective(nn.Module):
         assert student_out.scale is not None and student_out.bias is not None
         present_B = gather(self._usable(batch).long()) > 0
         image_BE, text_BE = gather(student_out.image_BE), gather(student_out.text_BE)
-        positive_BB = positives(gather(batch.text.identity_B), present_B)
-        candidate_BB = candidates(positive_BB, gather(batch.patient_B), present_B, config.mask_same_patient)
+        pairs = Pairs(
+            identity_B=gather(batch.text.identity_B),
+            patient_B=gather(batch.patient_B),
+            present_B=present_B,
+            mask_same_patient=config.mask_same_patient,
+        )
+        rows, scale, bias = config.image_text_rows, student_out.scale, student_out.bias
         if config.image_text is TextLoss.clip:
-            loss = clip_loss(image_BE, text_BE, student_out.scale, positive_BB, candidate_BB) + 0 * student_out.bias
+            if len(present_B) > rows:
+                loss = clip_loss_by_rows(image_BE, text_BE, scale, pairs, rows)
+            else:
+                loss = clip_loss(image_BE, text_BE, scale, *pairs.rows(0, rows))
+            loss = loss + 0 * bias
+        elif len(present_B) > rows:
+            loss = siglip_loss_by_rows(image_BE, text_BE, scale, bias, pairs, rows)
         else:
-            loss = siglip_loss(image_BE, text_BE, student_out.scale, student_out.bias, positive_BB, candidate_BB)
-        with torch.no_grad():
-            best_B = (image_BE @ text_BE.T).masked_fill(~candidate_BB, -2).argmax(1)
-            hit_B = positive_BB.gather(1, best_B.unsqueeze(1)).squeeze(1)
+            loss = siglip_loss(image_BE, text_BE, scale, bias, *pairs.rows(0, rows))
         report["image_text"] = loss.detach()
-        report["image_text_top1"] = hit_B.float().sum() / present_B.sum().clamp(min=1)
+        report["image_text_top1"] = top1_share(image_BE, text_BE, pairs, rows)
         report["contrast_scale"] = student_out.scale.detach()
         return loss

@@ -77,6 +77,7 @@ def test_two_ranks_equal_one_process(
         JointConfig(image_text=image_text, centering=centering, koleo_weight=0.3, phrase_weight=2.0, **size)  # type: ignore[arg-type]
         for image_text, centering in ((TextLoss.clip, Centering.sinkhorn), (TextLoss.siglip, Centering.softmax))
     ]
+    configs += [replace(config, image_text_rows=3) for config in configs]  # contrasted in parts
     # Rank 0 has four series in two studies; rank 1 has one, a hole, and a report that equals one of rank 0.
     batch = make_batch(4, [0, 0, 1, 1, 2], [True, True, True, False])
     batch.text.identity_B[2] = batch.text.identity_B[0]
