@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -53,7 +53,13 @@ class ProbeCache:
         return self._folds[key]
 
 
-def run_task(task: Task, features: Mapping[System, Floats], suite: SuiteConfig, cache: ProbeCache) -> TaskResult:
+def run_task(
+    task: Task,
+    features: Mapping[System, Floats],
+    suite: SuiteConfig,
+    cache: ProbeCache,
+    prompted: Callable[[Floats], Score | None] = lambda draws: None,
+) -> TaskResult:
     """Score every system on a task.
 
     Args:
@@ -61,9 +67,10 @@ def run_task(task: Task, features: Mapping[System, Floats], suite: SuiteConfig, 
         features: (N, D) of each system, rows as the task counts them; the encoder's must be there.
         suite: settings of probes and statistics.
         cache: fitted probes of earlier tasks.
+        prompted: the score of the task's prompts, held against the AUROC of this encoder's linear probe per draw.
     """
     weights_RN = patient_weights(task.test_patients, suite.bootstrap_draws, suite.seed)
-    scores = []
+    scores, linear = [], None
     for probe in PROBES:
         mine: Floats | None = None
         for system, features_ND in features.items():
@@ -77,6 +84,9 @@ def run_task(task: Task, features: Mapping[System, Floats], suite: SuiteConfig, 
             scores.append(score)
         assert mine is not None
         scores.append(_chance(task, probe, mine, suite.confidence))
+        linear = mine if linear is None else linear
+    if linear is not None and (told := prompted(linear)) is not None:
+        scores.append(told)
     return TaskResult(
         name=task.name,
         question=task.config.question or task.name,

@@ -40,14 +40,15 @@ class Score:
 
     system: System
     probe: str
-    """`linear` or `knn`; `none` for chance."""
+    """`linear`, `knn` or `zero-shot`."""
     setting: float | None
     """The chosen inverse penalty or number of neighbours."""
     auroc: Interval
     """Area under the ROC curve; with more than two classes the mean over classes, each against the rest."""
     balanced_accuracy: Interval
     auroc_difference: Interval | None = None
-    """AUROC of this encoder minus this one, paired over the same draws; None for the encoder itself."""
+    """AUROC of this encoder minus this one, paired over the same draws; None for the encoder itself. Of `zero-shot` the
+    linear probe on the same encoder minus this."""
     roc: list[tuple[float, float]] | None = None
     """Corners of the ROC curve of a two-class task."""
 

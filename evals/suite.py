@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from evals.tables import FeatureTable
 from evals.tasks import build_task
 from evals.texts import matching_text
 from evals.training import read_training
+from evals.zero_shot import EmbedTexts, zero_shot
 from fm.config.load import plain, read
 from fm.config.suite import SuiteConfig, TaskConfig, TaskLevel
 from fm.data.index import Manifest
@@ -81,7 +83,7 @@ def evaluate(
     clock.lap("Embedding")
     # Thousands of small fits: threads cost more than they give, forty times more on a busy machine.
     with threadpool_limits(limits=1):
-        tasks, skipped = _run_tasks(cohort, embedded, suite, tell)
+        tasks, skipped = _run_tasks(cohort, embedded, suite, tell, lambda sentences: embed_texts(trained, sentences))
         clock.lap("Probes")
         retrieval, examples, unmatched = _run_retrieval(cohort, embedded, texts, text_NE, suite, tell)
         skipped += unmatched
@@ -121,7 +123,7 @@ def _write_page(path: Path, page: str) -> None:
 
 
 def _run_tasks(
-    cohort: Cohort, embedded: Embedded, suite: SuiteConfig, tell: Progress
+    cohort: Cohort, embedded: Embedded, suite: SuiteConfig, tell: Progress, embed: EmbedTexts
 ) -> tuple[list[TaskResult], list[Skipped]]:
     systems = SystemFeatures(cohort, embedded)
     cache = ProbeCache(suite)
@@ -132,7 +134,8 @@ def _run_tasks(
         if isinstance(task, Skipped):
             skipped.append(task)
         else:
-            tasks.append(run_task(task, systems.for_task(config, task.fit_rows), suite, cache))
+            prompted = partial(zero_shot, task, embedded.encoders[0].image_NE, embed, suite)
+            tasks.append(run_task(task, systems.for_task(config, task.fit_rows), suite, cache, prompted))
         tell("probe", at + 1, len(suite.tasks))
     return tasks, skipped
 

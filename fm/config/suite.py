@@ -38,6 +38,11 @@ class TaskConfig:
     """Positive values the probe is fitted on where they differ from the scored ones (all grades, say); empty:
     `positive`.
     """
+    prompts_positive: list[str] = field(default_factory=list)
+    """Sentences that state the positive class; with `prompts_negative` a two-class task of studies is also answered
+    without a fitted probe, by which of the two the scan is nearer to in the space of texts."""
+    prompts_negative: list[str] = field(default_factory=list)
+    """Sentences that deny it."""
     withheld_headers: list[str] = field(default_factory=list)
     """Columns that the header-only baseline may not see because they state the answer."""
     bar: bool = False
@@ -50,6 +55,14 @@ class TaskConfig:
         if bool(self.positive) != bool(self.negative):
             raise ConfigError(
                 f"suite.tasks, label {self.label}: give both `positive` and `negative` values, or neither"
+            )
+        if bool(self.prompts_positive) != bool(self.prompts_negative):
+            raise ConfigError(
+                f"suite.tasks, label {self.label}: give both `prompts_positive` and `prompts_negative`, or neither"
+            )
+        if self.prompts_positive and (not self.positive or self.level is TaskLevel.series):
+            raise ConfigError(
+                f"suite.tasks, label {self.label}: prompts need `positive` and `negative` values, at study level"
             )
         if both := set(self.negative) & {*self.positive, *self.fit_positive}:
             raise ConfigError(f"suite.tasks, label {self.label}: value {min(both)!r} is both positive and negative")
