@@ -49,9 +49,7 @@ def zero_shot(task: Task, image_NE: Floats, embed: EmbedTexts, suite: SuiteConfi
         probe=PROBE,
         setting=None,
         auroc=interval(draws, suite.confidence),
-        balanced_accuracy=interval(
-            balanced_accuracy((margin_N > 0).astype(np.int64), labels, weights_RN), suite.confidence
-        ),
+        balanced_accuracy=interval(accuracy, suite.confidence),
         auroc_difference=interval(linear_R - draws, suite.confidence),
         roc=roc_points(margin_N, labels == 1),
     )
