@@ -23,11 +23,14 @@ from __future__ import annotations
 from fm.objectives.build import build_objective, build_student, make_teacher
 from fm.objectives.gathering import Gather, local_gather
 from fm.objectives.joint import JointObjective
-from fm.objectives.student import StudentModule
+from fm.objectives.masked_autoencoding import MaeObjective
+from fm.objectives.student import JointStudent, StudentModule
 
 __all__ = [
     "Gather",
     "JointObjective",
+    "JointStudent",
+    "MaeObjective",
     "StudentModule",
     "build_objective",
     "build_student",

@@ -99,7 +99,7 @@ def test_an_objective_that_asks_twice_is_told() -> None:
         raise AssertionError("not reached")
 
     replay = Replay(forward, [], lambda _: None, keep=True)  # type: ignore[arg-type]
-    replay._asked = (["global_a"], None)
+    replay._asked = (["global_a"], None, None)
     with pytest.raises(RuntimeError, match="once"):
         replay({}, 3)
 
