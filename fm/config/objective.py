@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from fm.config.errors import ConfigError
+from fm.config.masking import HiddenPatchesConfig, MaskedPatchesConfig, WidePredictorConfig
 
 
 class Centering(StrEnum):
@@ -65,6 +66,9 @@ class JointConfig(ObjectiveConfig):
     sinkhorn_iterations: int = 3
     student_temperature: float = 0.1
     teacher_temperature: float = 0.05
+    masked_patches: MaskedPatchesConfig = field(default_factory=MaskedPatchesConfig)
+    gram_weight: float = 0.0
+    """Of keeping the similarities among a global view's patches as the teacher has them (DINOv3, arXiv 2508.10104)."""
 
     def __post_init__(self) -> None:
         """Refuse weights and temperatures outside their range."""
@@ -75,12 +79,20 @@ class JointConfig(ObjectiveConfig):
             ("image_text_weight", self.image_text_weight),
             ("koleo_weight", self.koleo_weight),
             ("phrase_weight", self.phrase_weight),
+            ("gram_weight", self.gram_weight),
         ):
             if value < 0:
                 raise ConfigError(f"objective.{name}={value}: must be ≥ 0")
-        if self.self_distillation_weight + self.image_text_weight + self.phrase_weight == 0:
+        patches = self.masked_patches.weight
+        if self.self_distillation_weight + self.image_text_weight + self.phrase_weight + patches == 0:
             raise ConfigError(
-                "objective: self_distillation_weight, image_text_weight and phrase_weight are all 0, nothing to learn"
+                "objective: self_distillation_weight, image_text_weight, phrase_weight and masked_patches.weight are "
+                "all 0, nothing to learn"
+            )
+        if patches + self.gram_weight > 0 and not self.student_sees_globals:
+            raise ConfigError(
+                "objective: masked_patches.weight and gram_weight compare patches of the global views, which "
+                "student_sees_globals=false keeps from the student; set it to true"
             )
         for name, value in (
             ("initial_temperature", self.initial_temperature),
@@ -98,3 +110,14 @@ class JointConfig(ObjectiveConfig):
             raise ConfigError(f"objective.image_text_rows={self.image_text_rows}: must be at least 1")
         if self.prototypes < 2 or self.sinkhorn_iterations < 1:
             raise ConfigError("objective: prototypes must be ≥ 2 and sinkhorn_iterations ≥ 1")
+
+
+@dataclass(kw_only=True, slots=True)
+class MaeConfig(ObjectiveConfig):
+    """Masked autoencoding: the encoder sees some of the patches, a light decoder draws the voxels of the rest."""
+
+    kind: str = "mae"
+    normalise_target: bool = True
+    """Each patch is drawn less its own mean and over its own standard deviation."""
+    masks: HiddenPatchesConfig = field(default_factory=HiddenPatchesConfig)
+    decoder: WidePredictorConfig = field(default_factory=WidePredictorConfig)

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fm.batch import PackedTokens, StudyBatch, TextBatch, concat
-from fm.objectives.student import StudentOutput
+from fm.objectives.student import Patches, StudentOutput
 
 Forward = Callable[..., StudentOutput]
-"""``student(views, studies, align, text)``."""
+"""``student(views, studies, align, text, patches)``."""
 
 
 class Replay:
@@ -44,24 +44,30 @@ class Replay:
         self._micros = micros
         self._before = before
         self._keep = keep
-        self._asked: tuple[list[str], str | None] | None = None
+        self._asked: tuple[list[str], str | None, list[Patches] | None] | None = None
         self._outputs: list[dict[str, Tensor]] = []
         self._leaves: dict[str, Tensor] = {}
 
     def __call__(
-        self, views: dict[str, PackedTokens], studies: int, align: str | None = None, text: TextBatch | None = None
+        self,
+        views: dict[str, PackedTokens],
+        studies: int,
+        align: str | None = None,
+        text: TextBatch | None = None,
+        patches: Patches | None = None,
     ) -> StudentOutput:
         """Outputs of all micro-batches as of one batch."""
         if self._asked is not None:
             raise RuntimeError("with gradient accumulation an objective may call each network once")
-        self._asked = (list(views), align)
+        parts = patches.split([micro.views for micro in self._micros]) if patches is not None else None
+        self._asked = (list(views), align, parts)
         outputs = []
         with torch.no_grad():
             for number in range(len(self._micros)):
                 outputs.append(self._compute(number))
         self._outputs = [_tensors(output) for output in outputs]
         joined = {
-            # Temperature and bias are the same in every micro-batch; all else has a row per series or study.
+            # Temperature and bias are the same in every micro-batch; all else has a row per series, study or patch.
             name: first if first.ndim == 0 else torch.cat([parts[name] for parts in self._outputs])
             for name, first in self._outputs[0].items()
         }
@@ -92,11 +98,12 @@ class Replay:
     def _compute(self, number: int) -> StudentOutput:
         if self._asked is None:
             raise RuntimeError("the objective has not asked for anything yet")
-        names, align = self._asked
+        names, align, parts = self._asked
         micro = self._micros[number]
         self._before(number)
         views = {name: micro.views[name] for name in names}
-        return self._forward(views, micro.size, align, micro.text if align is not None else None)
+        patches = parts[number] if parts is not None else None
+        return self._forward(views, micro.size, align, micro.text if align is not None else None, patches)
 
 
 def join_batches(micros: Sequence[StudyBatch]) -> StudyBatch:
@@ -144,6 +151,8 @@ def _tensors(output: StudentOutput) -> dict[str, Tensor]:
     return {
         **{f"logits.{name}": value for name, value in output.logits.items()},
         **{f"class.{name}": value for name, value in output.class_tokens.items()},
+        **{f"patches.{name}": value for name, value in output.patches.items()},
+        **{f"tokens.{name}": value for name, value in output.tokens.items()},
         **{name: value for name, value in single.items() if value is not None},
     }
 
@@ -158,4 +167,6 @@ def _rebuild(like: StudentOutput, values: dict[str, Tensor]) -> StudentOutput:
         scale=values.get("scale"),
         bias=values.get("bias"),
         phrases_BK=values.get("phrases"),
+        patches={name: values[f"patches.{name}"] for name in like.patches},
+        tokens={name: values[f"tokens.{name}"] for name in like.tokens},
     )

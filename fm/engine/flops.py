@@ -14,12 +14,14 @@ computes a second time.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
 from fm.batch import PackedTokens, TextBatch
+from fm.objectives.predictor import Places, Predictor
 from fm.objectives.student import StudentModule
 
 DEVICE_TFLOPS = {
@@ -37,6 +39,21 @@ DEVICE_TFLOPS = {
 def transformer_flops(tokens: int, dim: int, depth: int, mlp_ratio: float) -> float:
     """Forward pass of one sequence through a transformer."""
     return depth * ((8 + 4 * mlp_ratio) * tokens * dim**2 + 4 * tokens**2 * dim)
+
+
+def predictor_flops(predictor: Predictor) -> Callable[[torch.Tensor, torch.Tensor, Places], float]:
+    """What counts a forward pass of a predictor: its queries pay for most maps, its context for keys and values."""
+    dim, depth = predictor.config.dim, predictor.config.depth
+    enter, leave = predictor.enter.in_features, predictor.leave.out_features
+
+    def count(class_SD: torch.Tensor, visible_VD: torch.Tensor, places: Places) -> float:
+        rows, context = sum(places.hidden_S), class_SD.shape[0] + visible_VD.shape[0]
+        pairs = sum(hidden * (n + 1) for hidden, n in zip(places.hidden_S, places.visible_S, strict=True))
+        block = 20 * rows * dim**2 + 4 * context * dim**2 + 4 * pairs * dim
+        place = predictor.place.linear.in_features
+        return float(depth * block + 2 * dim * (context * enter + rows * (leave + place)))
+
+    return count
 
 
 def device_tflops(configured: float) -> float | None:
@@ -58,7 +75,7 @@ class FlopMeter:
             config = module.fm.config
             prefix, patch = 1 + config.registers, math.prod(config.patch_voxels)
 
-            def image(packs: PackedTokens, c: Any = config, prefix: int = prefix, patch: int = patch) -> float:
+            def image(packs: PackedTokens, *_: Any, c: Any = config, prefix: int = prefix, patch: int = patch) -> float:
                 lengths = packs.lengths
                 blocks = sum(transformer_flops(n + prefix, c.dim, c.depth, c.mlp_ratio) for n in lengths)
                 return float(blocks + 2 * sum(lengths) * patch * c.dim)
@@ -67,14 +84,19 @@ class FlopMeter:
                 rows, length = batch.ids_BL.shape
                 return float(rows) * transformer_flops(length, c.text_dim, c.text_depth, 4.0)
 
-            # Counted now: at ZeRO-3 a rank never sees the head's weights whole again.
-            head_weights = sum(p.numel() for p in module.head.parameters() if p.ndim == 2)
+            parts: list[tuple[nn.Module, Any]] = [(module.fm.image, image), (module.fm.text, text)]
+            for prototypes in module.prototype_heads:
+                # Counted now: at ZeRO-3 a rank never sees the head's weights whole again.
+                head_weights = sum(p.numel() for p in prototypes.parameters() if p.ndim == 2)
 
-            def head(x_SD: torch.Tensor, weights: int = head_weights) -> float:
-                return 2.0 * x_SD.shape[0] * weights
+                def head(x_SD: torch.Tensor, weights: int = head_weights) -> float:
+                    return 2.0 * x_SD.shape[0] * weights
 
-            for part, count in ((module.fm.image, image), (module.fm.text, text), (module.head, head)):
+                parts.append((prototypes, head))
+            for part, count in parts:
                 part.register_forward_pre_hook(self._hook(count, factor))
+            if module.predictor is not None:
+                module.predictor.register_forward_pre_hook(self._hook(predictor_flops(module.predictor), factor))
 
     def take(self) -> float:
         """FLOPs since the last call, on this rank."""
@@ -85,6 +107,6 @@ class FlopMeter:
         def add(module: nn.Module, args: tuple[Any, ...]) -> None:
             # A student's pass without a graph is accumulation's first look: the second is the one that counts.
             if factor == 1.0 or torch.is_grad_enabled():
-                self._total += factor * count(args[0])
+                self._total += factor * count(*args)
 
         return add

@@ -230,7 +230,7 @@ def work_of(model: str, studies: int, *, series: int = 4, tissue_tokens: float =
         job.data,
         series=series,
         tissue_tokens=tissue_tokens,
-        head_parameters=sum(p.numel() for p in student.head.parameters() if p.ndim == 2),
+        head_parameters=sum(p.numel() for head in student.prototype_heads for p in head.parameters() if p.ndim == 2),
     )
     return Work(
         parameters=sum(p.numel() for p in student.parameters() if p.requires_grad),

@@ -59,6 +59,29 @@ def reference_attention(q_THC: Tensor, k_THC: Tensor, v_THC: Tensor, pack: Pack)
     return torch.cat(parts).to(dtype) if parts else (q_THC + k_THC + v_THC).to(dtype)
 
 
+def cross_attention(q_QHC: Tensor, k_THC: Tensor, v_THC: Tensor, queries: Pack, keys: Pack) -> Tensor:
+    """Softmax attention of the queries of each sequence to the keys of the same sequence, (Q, H, C).
+
+    Sequences may lack queries; one without keys has none either.
+    """
+    if q_QHC.is_cuda and q_QHC.dtype in (torch.bfloat16, torch.float16):
+        from torch.nn.attention.varlen import varlen_attn
+
+        longest = max(queries.lengths, default=0), max(keys.lengths, default=0)
+        out = varlen_attn(q_QHC, k_THC, v_THC, queries.offsets_S1, keys.offsets_S1, *longest)
+        assert isinstance(out, Tensor)
+        return out
+    parts = [
+        _attention(q, k, v)
+        for q, k, v in zip(
+            q_QHC.split(queries.lengths), k_THC.split(keys.lengths), v_THC.split(keys.lengths), strict=True
+        )
+        if len(q)
+    ]
+    # Without any query the weights still belong to the loss: every rank reduces the same gradients.
+    return torch.cat(parts) if parts else q_QHC + (k_THC.sum() + v_THC.sum()) * 0
+
+
 def _attention(q_THC: Tensor, k_THC: Tensor, v_THC: Tensor) -> Tensor:
     """Of one sequence."""
     q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q_THC, k_THC, v_THC))

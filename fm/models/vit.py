@@ -211,14 +211,21 @@ class VisionTransformer(nn.Module):
         """Keep only what enters a block, and compute the block again in the backward pass."""
         self.compiled = False
 
-    def forward(self, views: PackedTokens) -> VitOutput:
-        """Encode every sequence of a pack."""
+    def forward(self, views: PackedTokens, replace: Callable[[Tensor], Tensor] | None = None) -> VitOutput:
+        """Encode every sequence of a pack.
+
+        Args:
+            views: the pack.
+            replace: puts other (T, D) tokens in the place of what the stem made of some patches, before any position.
+        """
         lengths = views.lengths
         sequences, device = len(lengths), views.patches_TP.device
         sequence_T = torch.repeat_interleave(
             torch.arange(sequences, device=device), views.offsets_S1.diff(), output_size=views.patches_TP.shape[0]
         )
         x_TD = self.stem(views.patches_TP.to(self.prefix.tokens.dtype), views, sequence_T)
+        if replace is not None:
+            x_TD = replace(x_TD)
         if self.absolute is not None:
             x_TD = x_TD + self.absolute(views.position_T3)
         condition_SD = self.condition(views)

@@ -11,6 +11,7 @@ The contract with the engine:
 - ``build_objective(objective)`` gives the objective: no parameters, no buffers, no state, nothing to checkpoint.
 - ``objective(student, teacher, batch, gather)`` returns ``(loss, report)`` and never logs. `report` maps names to
   detached scalar tensors. `student` is called as a module (``student(...)``), so a wrapped student works too.
+  An objective may leave the teacher unasked (masked autoencoding does); its average goes on all the same.
 
 ``gather(x)`` concatenates equal-shaped tensors of all ranks along axis 0, in rank order, for floating and integer
 dtypes. Its backward *sums* what the ranks' losses ask of the local rows (all-reduce, then the local slice). The loss of
@@ -23,11 +24,14 @@ from __future__ import annotations
 from fm.objectives.build import build_objective, build_student, make_teacher
 from fm.objectives.gathering import Gather, local_gather
 from fm.objectives.joint import JointObjective
-from fm.objectives.student import StudentModule
+from fm.objectives.masked_autoencoding import MaeObjective
+from fm.objectives.student import JointStudent, StudentModule
 
 __all__ = [
     "Gather",
     "JointObjective",
+    "JointStudent",
+    "MaeObjective",
     "StudentModule",
     "build_objective",
     "build_student",

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from fm.config.data import DataConfig
 from fm.config.errors import ConfigError
 from fm.config.model import ModelConfig
-from fm.config.objective import JointConfig, ObjectiveConfig, TextLoss
+from fm.config.objective import JointConfig, MaeConfig, ObjectiveConfig, TextLoss
 from fm.models.build import build_model
 from fm.objectives.joint import JointObjective
-from fm.objectives.student import StudentModule
+from fm.objectives.masked_autoencoding import MaeObjective, MaeStudent
+from fm.objectives.student import JointStudent, StudentModule
 
 
 def build_student(
@@ -33,6 +34,8 @@ def build_student(
     Raises:
         ConfigError: a kind of model or objective that this version does not build.
     """
+    if isinstance(objective, MaeConfig):
+        return MaeStudent(build_model(model, data, vocab_size), objective)
     config = _joint(objective)
     sigmoid = config.image_text is TextLoss.siglip
     encoder = build_model(
@@ -42,7 +45,7 @@ def build_student(
         initial_temperature=0.1 if sigmoid else config.initial_temperature,
         initial_bias=-10.0 if sigmoid else 0.0,
     )
-    return StudentModule(encoder, config, phrase_shares)
+    return JointStudent(encoder, config, phrase_shares)
 
 
 def make_teacher(student: StudentModule) -> StudentModule:
@@ -53,16 +56,18 @@ def make_teacher(student: StudentModule) -> StudentModule:
     return teacher
 
 
-def build_objective(objective: ObjectiveConfig) -> JointObjective:
+def build_objective(objective: ObjectiveConfig) -> JointObjective | MaeObjective:
     """The objective: forward of student and teacher, and the losses. Holds neither parameters nor state.
 
     Raises:
         ConfigError: a kind that this version does not build.
     """
+    if isinstance(objective, MaeConfig):
+        return MaeObjective(objective)
     return JointObjective(_joint(objective))
 
 
 def _joint(objective: ObjectiveConfig) -> JointConfig:
     if not isinstance(objective, JointConfig):
-        raise ConfigError(f"objective.kind={objective.kind!r}: this version builds 'joint'")
+        raise ConfigError(f"objective.kind={objective.kind!r}: this version builds 'joint' and 'mae'")
     return objective

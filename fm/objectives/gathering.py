@@ -23,3 +23,9 @@ def gather_rows(x_SD: Tensor, gather: Gather) -> Tensor:
     longest = max(counts)
     padded = gather(F.pad(x_SD, (0, 0, 0, longest - x_SD.shape[0])))
     return torch.cat([part[:n] for part, n in zip(padded.split(max(longest, 1)), counts, strict=False)] or [padded])
+
+
+def mean_over_ranks(each_S: Tensor, gather: Gather) -> Tensor:
+    """The mean over the rows of all ranks, scaled so that the mean over ranks is that of the joined batch."""
+    counts = gather(each_S.new_tensor([float(len(each_S))]))
+    return each_S.sum() * len(counts) / counts.sum().clamp(min=1)

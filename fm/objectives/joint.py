@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import torch
@@ -9,8 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fm.batch import StudyBatch
+from fm.config.masking import HiddenFromStudent
 from fm.config.objective import JointConfig, TextLoss
-from fm.objectives.gathering import Gather, gather_rows, local_gather
+from fm.objectives.gathering import Gather, gather_rows, local_gather, mean_over_ranks
+from fm.objectives.gram import gram_distances
 from fm.objectives.image_text import (
     Pairs,
     clip_loss,
@@ -20,12 +23,14 @@ from fm.objectives.image_text import (
     top1_share,
 )
 from fm.objectives.koleo import koleo
+from fm.objectives.masked_patches import masked_patch_losses
+from fm.objectives.masks import draw_masks, masked_counts, visible
 from fm.objectives.self_distillation import cross_entropy, teacher_targets
-from fm.objectives.student import StudentOutput
+from fm.objectives.student import Patches, StudentOutput
 
 
 class JointObjective(nn.Module):
-    """``loss = w₁ · self-distillation + w₂ · KoLeo + w₃ · image–text + w₄ · phrases``.
+    """``loss = w₁ · class tokens + w₂ · masked patches + w₃ · Gram + w₄ · KoLeo + w₅ · image–text + w₆ · phrases``.
 
     Views named ``global_*`` are the teacher's; the student predicts each of them from every other view of the same
     series. The first global view the student sees, else its first view, is matched with the report.
@@ -52,15 +57,27 @@ class JointObjective(nn.Module):
         config = self.config
         names = self._student_views(batch)
         align = names[0] if config.image_text_weight > 0 or config.phrase_weight > 0 else None
+        patches = self._patches(batch)
         student_out: StudentOutput = student(
-            {name: batch.views[name] for name in names}, batch.size, align, batch.text if align else None
+            {name: batch.views[name] for name in names}, batch.size, align, batch.text if align else None, patches
         )
         # Logits enter with weight zero: every parameter has a gradient on every rank, whatever is missing.
-        loss = torch.stack([x.sum() for x in student_out.logits.values()]).sum() * 0
+        logits = [*student_out.logits.values(), *student_out.patches.values()]
+        loss = torch.stack([x.sum() for x in logits]).sum() * 0
         report: dict[str, Tensor] = {}
+        if config.self_distillation_weight > 0 or patches is not None:
+            teacher_out = self._ask_teacher(student_out, teacher, batch, patches)
         if config.self_distillation_weight > 0:
-            part = self._self_distillation(student_out, teacher, batch, gather, report)
+            part = self._self_distillation(student_out, teacher_out, gather, report)
             loss = loss + config.self_distillation_weight * part
+        if patches is not None and config.masked_patches.weight > 0:
+            part = self._masked_patches(student_out, teacher_out, batch, patches, gather)
+            report["masked_patches"] = part.detach()
+            loss = loss + config.masked_patches.weight * part
+        if patches is not None and config.gram_weight > 0:
+            part = self._gram(student_out, teacher_out, batch, patches, gather)
+            report["gram"] = part.detach()
+            loss = loss + config.gram_weight * part
         if config.koleo_weight > 0:
             spread = torch.stack([koleo(gather_rows(x, gather)) for x in student_out.class_tokens.values()]).mean()
             report["koleo"] = spread.detach()
@@ -80,20 +97,35 @@ class JointObjective(nn.Module):
         names = names or list(batch.views)
         return sorted(names, key=lambda name: not name.startswith("global"))
 
-    def _self_distillation(
-        self,
-        student_out: StudentOutput,
-        teacher: nn.Module,
-        batch: StudyBatch,
-        gather: Gather,
-        report: dict[str, Tensor],
-    ) -> Tensor:
-        config = self.config
+    def _patches(self, batch: StudyBatch) -> Patches | None:
+        """What is asked of the patches of the global views; None where no loss is about them."""
+        masked, gram = self.config.masked_patches, self.config.gram_weight > 0
+        names = [name for name in batch.views if name.startswith("global")]
+        if masked.weight == 0 and not gram:
+            return None
+        if masked.weight == 0:
+            masks = {name: torch.zeros_like(batch.views[name].position_T3[:, 0]).bool() for name in names}
+        else:
+            masks = draw_masks(batch, names, masked.masks)
+        return Patches(masks=masks, hide=True, tokens=gram)
+
+    @staticmethod
+    def _ask_teacher(
+        student_out: StudentOutput, teacher: nn.Module, batch: StudyBatch, patches: Patches | None
+    ) -> StudentOutput:
+        """The teacher's answer to the global views, from all of their patches."""
         views = {name: view for name, view in batch.views.items() if name.startswith("global")}
+        whole = replace(patches, hide=False) if patches is not None else None
         # The teacher's weights stay float32; beside a half-precision student its arithmetic need not.
         own = next(iter(student_out.class_tokens.values())).dtype
         with torch.no_grad(), torch.autocast(batch.weight_B.device.type, own, enabled=own is torch.bfloat16):
-            teacher_out: StudentOutput = teacher(views, batch.size)
+            out: StudentOutput = teacher(views, batch.size, None, None, whole)
+        return out
+
+    def _self_distillation(
+        self, student_out: StudentOutput, teacher_out: StudentOutput, gather: Gather, report: dict[str, Tensor]
+    ) -> Tensor:
+        config = self.config
         targets = {
             name: teacher_targets(
                 cosine, config.centering, config.teacher_temperature, config.sinkhorn_iterations, gather
@@ -115,6 +147,45 @@ class JointObjective(nn.Module):
         )
         report["prototypes_used"] = torch.tensor(float(first.argmax(1).unique().numel()), device=total.device)
         return loss
+
+    def _masked_patches(
+        self,
+        student_out: StudentOutput,
+        teacher_out: StudentOutput,
+        batch: StudyBatch,
+        patches: Patches,
+        gather: Gather,
+    ) -> Tensor:
+        """The mean over the global crops of all ranks, masked or not, as DINOv2; targets are made over all patches."""
+        config, names = self.config, list(patches.masks)
+        targets_MK = teacher_targets(
+            torch.cat([teacher_out.patches[name] for name in names]),
+            config.centering,
+            config.teacher_temperature,
+            config.sinkhorn_iterations,
+            gather,
+        )
+        count_S = torch.cat([masked_counts(patches.masks[name], batch.views[name]) for name in names])
+        student_MK = torch.cat([student_out.patches[name] for name in names])
+        return mean_over_ranks(masked_patch_losses(targets_MK, student_MK, count_S, config.student_temperature), gather)
+
+    def _gram(
+        self,
+        student_out: StudentOutput,
+        teacher_out: StudentOutput,
+        batch: StudyBatch,
+        patches: Patches,
+        gather: Gather,
+    ) -> Tensor:
+        """The mean over the global crops of all ranks, among the patches that the student encoded."""
+        masked = self.config.masked_patches
+        dropped = masked.weight > 0 and masked.student is HiddenFromStudent.dropped
+        each = []
+        for name, mask_T in patches.masks.items():
+            target_TD = teacher_out.tokens[name][~mask_T] if dropped else teacher_out.tokens[name]
+            view = visible(batch.views[name], mask_T) if dropped else batch.views[name]
+            each.append(gram_distances(student_out.tokens[name], target_TD, view.lengths))
+        return mean_over_ranks(torch.cat(each), gather)
 
     def _phrases(self, logits_BK: Tensor, batch: StudyBatch, gather: Gather) -> Tensor:
         """Binary cross-entropy, the mean over phrases and over the studies of all ranks with image and report."""

@@ -7,10 +7,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fm.batch import PackedTokens, TextBatch
 from fm.config.data import DataConfig
+from fm.config.masking import HiddenFromStudent, MaskedPatchesConfig, PredictorConfig
 from fm.config.model import VitTextConfig
 from fm.config.objective import JointConfig
 from fm.engine.flops import FlopMeter, device_tflops, transformer_flops
 from fm.objectives import build_student, make_teacher
+from fm.objectives.student import Patches
 
 MODEL = VitTextConfig(
     patch_voxels=[2, 8, 8], dim=96, depth=3, heads=4, embed_dim=32, text_dim=48, text_depth=2, text_heads=4
@@ -58,6 +60,20 @@ def test_the_meter_agrees_with_torchs_own_counter_of_matrix_products() -> None:
         student.fm.text(text)
     assert meter.take() == pytest.approx(3 * counter.get_total_flops(), rel=0.03)
     assert meter.take() == 0
+
+
+def test_the_predictor_of_hidden_patches_and_a_head_of_their_own_are_counted() -> None:
+    """What the encoder does not see it does not pay for; what answers for it is paid, within 3 % of torch's count."""
+    torch.manual_seed(0)
+    hidden = HiddenFromStudent.dropped
+    patches = MaskedPatchesConfig(weight=1.0, student=hidden, predictor=PredictorConfig(dim=96, depth=2, heads=4))
+    config = JointConfig(prototypes=64, head_hidden_dim=48, head_bottleneck_dim=16, masked_patches=patches)
+    student = build_student(MODEL, config, DataConfig(url="x"), 100)
+    meter = FlopMeter(student, make_teacher(student))
+    masks = {"global_a": torch.arange(220) % 3 == 0}
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        student({"global_a": views([40, 70, 110])}, 3, patches=Patches(masks=masks, hide=True))
+    assert meter.take() == pytest.approx(3 * counter.get_total_flops(), rel=0.03)
 
 
 def test_a_teacher_has_no_backward_pass_and_the_first_look_of_accumulation_is_not_counted() -> None:

@@ -11,7 +11,7 @@ from transformers import AutoModel
 
 from fm.config.objective import JointConfig
 from fm.models import FmConfig, FmModel
-from fm.objectives import StudentModule
+from fm.objectives import JointStudent
 
 
 def _former(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -46,7 +46,7 @@ def test_an_export_that_calls_its_parameters_as_the_model_does_loads_too(tiny_mo
 
 def test_a_former_checkpoint_of_a_student_loads(tiny_config: FmConfig, tiny_model: FmModel) -> None:
     sizes = JointConfig(prototypes=12, head_hidden_dim=16, head_bottleneck_dim=6)
-    student, other = StudentModule(tiny_model, sizes), StudentModule(FmModel(tiny_config), sizes)
+    student, other = JointStudent(tiny_model, sizes), JointStudent(FmModel(tiny_config), sizes)
     former = _former(student.state_dict())
     assert "fm.image.prefix" in former and "head.prototypes" in former
     other.load_state_dict(former)

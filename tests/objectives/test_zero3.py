@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from fm.batch import StudyBatch
 from fm.config.data import DataConfig
+from fm.config.masking import HiddenFromStudent, MaskedPatchesConfig, PredictorConfig, WidePredictorConfig
 from fm.config.model import PatchStem, VitTextConfig
-from fm.config.objective import JointConfig, TextLoss
+from fm.config.objective import JointConfig, MaeConfig, ObjectiveConfig, TextLoss
 from fm.objectives import build_objective, build_student, make_teacher
 
 GOLDEN = [0.10668604131205939, 2.419484570622444, -0.6297400372495758, 0.9061490437015891, -3.47118004783988]
 SIZES = {"prototypes": 12, "head_hidden_dim": 16, "head_bottleneck_dim": 6}
+SMALL = PredictorConfig(dim=16, depth=1, heads=2)
 
 RANK_SCRIPT = """
 import os, sys, torch
@@ -71,10 +73,12 @@ def model(tiny_model: VitTextConfig) -> VitTextConfig:
     return tiny_model
 
 
+@pytest.mark.parametrize("way", [None, *HiddenFromStudent])
 def test_every_parameter_sits_in_a_leaf_whose_forward_runs_and_gives_no_parameter_away(
-    model: VitTextConfig, data: DataConfig, make_batch: Callable[..., StudyBatch]
+    way: HiddenFromStudent | None, model: VitTextConfig, data: DataConfig, make_batch: Callable[..., StudyBatch]
 ) -> None:
-    objective = JointConfig(image_text=TextLoss.siglip, phrase_weight=1.0, **SIZES)  # type: ignore[arg-type]
+    patches = MaskedPatchesConfig(weight=1.0, student=way, predictor=SMALL) if way else MaskedPatchesConfig()
+    objective = JointConfig(image_text=TextLoss.siglip, phrase_weight=1.0, masked_patches=patches, **SIZES)  # type: ignore[arg-type]
     student = build_student(model, objective, data, 40, [0.4] * 7)
     owners = {name: part for name, part in student.named_modules() if list(part.parameters(recurse=False))}
     assert [name for name, part in owners.items() if list(part.children())] == []
@@ -109,11 +113,26 @@ def test_equal_seeds_give_the_weights_that_they_always_gave(model: VitTextConfig
 
 
 @pytest.mark.full
+@pytest.mark.parametrize(
+    "objective",
+    [
+        JointConfig(
+            phrase_weight=1.0,
+            masked_patches=MaskedPatchesConfig(weight=1.0, student=HiddenFromStudent.dropped, predictor=SMALL),
+            **SIZES,  # type: ignore[arg-type]
+        ),
+        MaeConfig(decoder=WidePredictorConfig(dim=16, depth=1, heads=2)),
+    ],
+    ids=["joint", "mae"],
+)
 def test_zero_3_trains_as_zero_2(
-    model: VitTextConfig, data: DataConfig, make_batch: Callable[..., StudyBatch], tmp_path: Path
+    objective: ObjectiveConfig,
+    model: VitTextConfig,
+    data: DataConfig,
+    make_batch: Callable[..., StudyBatch],
+    tmp_path: Path,
 ) -> None:
     batch = make_batch(4, [0, 0, 1, 2], [True, True, True, False])
-    objective = JointConfig(phrase_weight=1.0, **SIZES)  # type: ignore[arg-type]
     torch.save({"model": model, "data": data, "objective": objective, "batch": batch}, tmp_path / "job.pt")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     for stage in (2, 3):
