@@ -30,12 +30,14 @@ from fm.config.jobs.demo import (
 from fm.config.jobs.evaluation import (
     EmbedJob,
     EvaluateJob,
+    PredictJob,
 )
 from fm.config.jobs.training import (
     CheckpointConvertJob,
     CheckpointListJob,
     CheckpointVerifyJob,
     ExportJob,
+    FinetuneJob,
     PretrainJob,
     RunsListJob,
     RunsShowJob,
@@ -49,9 +51,11 @@ JOBS: dict[str, type] = {
     "inspect": InspectJob,
     "withdraw": WithdrawJob,
     "pretrain": PretrainJob,
+    "finetune": FinetuneJob,
     "export": ExportJob,
     "evaluate": EvaluateJob,
     "embed": EmbedJob,
+    "predict": PredictJob,
     "demo": DemoJob,
     "submit": SubmitJob,
     "jobs list": JobsListJob,
