@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from fm.adapt.network import AdaptedNetwork
 from fm.adapt.objective import TaskObjective
 from fm.adapt.predict import HEAD_FILE, TASK_FILE
+from fm.adapt.studies import feature_moments
 from fm.adapt.targets import Scheme, Targets, prepare
 from fm.adapt.validation import Validator
 from fm.config.data import DataConfig
@@ -99,6 +100,9 @@ def _train(
     torch.manual_seed(job.seed)
     fm, tokenizer = _encoder(job)
     student = AdaptedNetwork(fm, scheme.outputs, job.task.mode)
+    if resumed is None:
+        batch, series = job.data.micro_batch_size, job.data.max_series
+        student.standardise(*on_rank_0(lambda: feature_moments(student, manifest, list(train), series, batch)))
     on_rank_0(lambda: keep_place(job.trainer, job.data, run_dir))
     module = TrainingModule(
         student=student,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -11,20 +10,16 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 
-from fm.adapt.network import VIEW
+from fm.adapt.network import VIEW, AdaptedNetwork
+from fm.adapt.studies import read_series
 from fm.adapt.targets import Scheme
 from fm.config.trainer import TrainerConfig
-from fm.data.codec import CodecError
-from fm.data.index import DatasetError, Manifest
+from fm.data.index import Manifest
 from fm.data.plan import stable_hash
-from fm.data.sample import SampleError
-from fm.data.volume import SeriesImage, from_sample
 from fm.engine.module import TrainingModule
 from fm.parallel.collectives import gather_objects, rank, world_size
 from fm.probes.metrics import balanced_accuracy, macro_auroc
 from fm.probes.types import Floats
-
-log = logging.getLogger(__name__)
 
 
 class Validator(pl.Callback):
@@ -76,24 +71,17 @@ class Validator(pl.Callback):
     def _outputs(self, module: TrainingModule) -> dict[str, Floats]:
         """Outputs of this rank's studies; each rank makes as many passes, which sharded weights need."""
         network = module.teacher.module
+        assert isinstance(network, AdaptedNetwork)
         mine = self._keys[rank() :: world_size()]
         found: dict[str, Floats] = {}
         for first in range(0, math.ceil(len(self._keys) / world_size()), self._batch):
             module.phases.enter("probe")  # anew for each batch: it is no hang
             chunk = mine[first : first + self._batch]
-            images = {key: read for key in chunk if (read := self._read(key)) is not None}
+            images = {key: read for key in chunk if (read := read_series(self._manifest, key, self._max_series))}
             pack = network.fm.pack_series(list(images.values()))
             out = network({VIEW: pack}, len(images)).logits[VIEW].double().cpu().numpy()
             found |= dict(zip(images, out, strict=True))
         return found
-
-    def _read(self, key: str) -> list[SeriesImage] | None:
-        try:
-            series = self._manifest.study(key).series[: self._max_series]
-            return [from_sample(one, self._manifest.read(key, f"{one.name}.b2")) for one in series]
-        except (DatasetError, CodecError, SampleError) as err:
-            log.warning("not probed: study %s: %s", key, err)
-            return None
 
 
 def score(scheme: Scheme, outputs: Mapping[str, Floats], targets: Mapping[str, float]) -> dict[str, float]:

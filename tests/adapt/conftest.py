@@ -20,10 +20,10 @@ WORDS = [word for word in SMALL if not word.startswith("objective")]
 SHORT = (
     *WORDS,
     "optim=finetune",
-    "optim.learning_rate=5e-3",
+    "optim.learning_rate=1e-3",
     "optim.teacher_momentum=0.5",
     "optim.final_teacher_momentum=0.8",
-    "max_steps=20",
+    "max_steps=30",
     "data.global_keep=1",
     "data.micro_batch_size=8",
     "trainer.precision=fp32",

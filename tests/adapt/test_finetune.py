@@ -74,8 +74,10 @@ def test_the_export_is_an_encoder_too_and_holds_no_pickle(classified: Path) -> N
 def test_a_frozen_encoder_stays_bit_equal_while_its_head_learns_a_number(
     frozen: Path, encoder: Path, labelled: str, tmp_path: Path
 ) -> None:
-    probed = [row["probe_mae"] for row in rows_of(frozen) if "probe_mae" in row]
-    assert probed[-1] < 0.8 * 10, f"years off, of 10 without any training: {probed}"
+    probed = {row["step"]: row["probe_mae"] for row in rows_of(frozen) if "probe_mae" in row}
+    best = min(probed, key=lambda step: probed[step])
+    assert probed[best] < 5 and probed[30] < 8, f"years off, of 10 without any training: {probed}"
+    assert json.loads((frozen / "export" / "task.json").read_text())["step"] == best
     before, after = load_file(encoder / "model.safetensors"), load_file(frozen / "export" / "model.safetensors")
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -94,7 +96,7 @@ def test_a_stopped_run_ends_as_the_undisturbed_one(
     assert rows_of(run)[-1]["step"] == 12
     assert nursery.train(run, ranks=1) == [0]
     for name in ("teacher", "student"):
-        expected, found = weights(classified, 20, name), weights(run, 20, name)
+        expected, found = weights(classified, 30, name), weights(run, 30, name)
         assert expected.keys() == found.keys()
         assert all(torch.equal(expected[key], found[key]) for key in expected)
 

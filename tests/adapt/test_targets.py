@@ -12,6 +12,7 @@ from fm.adapt.targets import TaskError, make_scheme, prepare, targets_of
 from fm.config.compose import compose
 from fm.config.errors import ConfigError
 from fm.config.task import ClassificationTask, Mode, RegressionTask
+from fm.data.sample import LabelValue
 from fm.engine.groups import RATE, build_optimizer
 from fm.models.encoder import load_encoder
 from launch.verbs.main import main
@@ -19,7 +20,7 @@ from tests.adapt.conftest import CLASSES, SHORT
 
 
 def test_classes_are_words_and_rare_ones_weigh_more() -> None:
-    labels = {"a": 1, "b": 1.0, "c": "1", "d": 0}
+    labels: dict[str, LabelValue] = {"a": 1, "b": 1.0, "c": "1", "d": 0}
     scheme = make_scheme(ClassificationTask(label="x"), labels, "here")
     assert scheme.classes == ["0", "1"] and scheme.weights == [2.0, 4 / 6]
     assert targets_of(scheme, labels) == {"a": 1.0, "b": 1.0, "c": 1.0, "d": 0.0}
@@ -54,7 +55,14 @@ def test_labels_that_teach_nothing_are_refused(task: ClassificationTask, labels:
 def test_the_command_refuses_in_one_line(
     label: str, says: str, labelled: str, encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [f"data.url={labelled}", f"encoder={encoder}", f"run={tmp_path / 'run'}", *SHORT, *CLASSES]
+    words = [
+        f"data.url={labelled}",
+        f"encoder={encoder}",
+        f"run={tmp_path / 'run'}",
+        *SHORT,
+        *CLASSES,
+        "launch.processes=1",
+    ]
     assert main(["finetune", *words, f"task.label={label}"]) == 1
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and says in lines[0]
@@ -81,3 +89,11 @@ def test_lower_layers_learn_more_slowly(encoder: Path, new_run: Callable[..., Pa
     assert sorted({group[RATE] for group in groups}) == [0.25, 0.5, 1.0]
     text = {id(p) for p in network.fm.text.parameters()}
     assert not any(id(p) in text for group in groups for p in group["params"]), "nobody reads reports here"
+
+
+def test_a_model_to_predict_with_is_no_group(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert compose("predict", ["model=tiny", "input=i", "out=o.csv"]).model == "tiny"
+    assert main(["predict", f"model={tmp_path}", "input=i", f"out={tmp_path / 'o.csv'}"]) == 1
+    assert "no fine-tuned model there" in capsys.readouterr().err
+    assert main(["predict", "input=i", "out=o.csv"]) == 1
+    assert "model=" in capsys.readouterr().err
