@@ -33,7 +33,7 @@ from launch.worker import ATTEMPT, die_with_parent
 LOCK = "lock"
 METRICS = "metrics.jsonl"
 _POLL_SECONDS = 0.5
-_NOTICE = re.compile(r"(?:WARNING|ERROR|INFO) rank 0 fm\.(?:engine|pretrain)[.\w]*: (.+)")
+_NOTICE = re.compile(r"(?:WARNING|ERROR|INFO) rank 0 fm\.(?:engine|pretrain|adapt)[.\w]*: (.+)")
 """Records of the workers that also belong on the terminal: resume, fallbacks, skipped steps, failed saves."""
 
 

@@ -18,7 +18,7 @@ from fm.config import compose, registry
 from fm.config.compose import Override, Request
 from fm.config.data import DataConfig
 from fm.config.errors import ConfigError, UserError
-from fm.config.jobs.training import PretrainJob
+from fm.config.jobs.training import PretrainJob, TrainingJob
 from fm.config.load import Plain, build, difference, plain, read, save
 from fm.config.root import JOBS
 
@@ -167,7 +167,7 @@ def _resume_restored(request: Request, folder: Path) -> Any:
 def _restored(verb: str, values: Plain, folder: Path) -> bool:
     """Whether a run that lost its folder was found at the place of its checkpoints, and its folder made anew."""
     job = build(JOBS[verb], {**values, "run": str(folder)})
-    if not isinstance(job, PretrainJob) or not job.trainer.checkpoint_url:
+    if not isinstance(job, TrainingJob) or not job.trainer.checkpoint_url:
         return False
     from fm.data.store import access_of
     from fm.engine.places import restore_run
@@ -177,7 +177,7 @@ def _restored(verb: str, values: Plain, folder: Path) -> bool:
 
 def _check_place(job: Any) -> None:
     """Refuse a new run that would save where another one does."""
-    if not isinstance(job, PretrainJob) or not job.trainer.checkpoint_url:
+    if not isinstance(job, TrainingJob) or not job.trainer.checkpoint_url:
         return
     from fm.data.store import access_of
     from fm.engine.places import holds_run
@@ -282,7 +282,7 @@ def _facts(verb: str, job: Any) -> dict[str, Any]:
     facts = {"verb": verb, "time": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit()}
     if (found := _dataset_id(job)) is not None:
         facts["dataset_id"] = found
-    if isinstance(job, PretrainJob) and job.from_run is not None:
+    if isinstance(job, TrainingJob) and job.from_run is not None:
         facts["from_run"] = job.from_run
     return facts
 

@@ -24,7 +24,7 @@ ENVIRONMENT = "environment"
 ALIVE_SECONDS = 60.0
 """A run whose newest sign of life is younger is taken to be running; a training one gives a sign every few seconds."""
 _WORDS = {Outcome.DONE: "done", Outcome.REQUEUE: "stopped and saved", Outcome.FAILED: "failed"}
-_RECORD = re.compile(r"^\S+ (\S+?)(?:,\d+)? (?:WARNING|ERROR|INFO) rank 0 fm\.(?:engine|pretrain)[.\w]*: (.+)")
+_RECORD = re.compile(r"^\S+ (\S+?)(?:,\d+)? (?:WARNING|ERROR|INFO) rank 0 fm\.(?:engine|pretrain|adapt)[.\w]*: (.+)")
 _FINISHED = {"demo": "evaluate/report.html", "evaluate": "report.html"}
 """What a verb without verdicts writes last."""
 PARTS = {

@@ -11,7 +11,7 @@ import traceback
 from pathlib import Path
 
 from fm.config.errors import UserError
-from fm.config.jobs.training import PretrainJob
+from fm.config.jobs.training import FinetuneJob, TrainingJob
 from fm.config.trainer import Device
 from fm.engine.failures import explained, record_error
 from fm.engine.signals import REQUEUE_EXIT_CODE
@@ -37,21 +37,29 @@ def main(run_dir: Path) -> int:
     job: object = None
     try:
         job = attempt_job(run_dir)
-        if not isinstance(job, PretrainJob):
-            raise UserError(f"{run_dir} is no run of fm pretrain")
+        if not isinstance(job, TrainingJob):
+            raise UserError(f"{run_dir} is no run of fm pretrain or fm finetune")
         if job.trainer.device is Device.cpu or not gpu_count():
             # DeepSpeed reads it once, when it is imported.
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        from fm.pretrain import pretrain
-
-        return REQUEUE_EXIT_CODE if pretrain(job, run_dir, attempt) is Outcome.REQUEUE else 0
+        return REQUEUE_EXIT_CODE if _train(job, run_dir, attempt) is Outcome.REQUEUE else 0
     except BaseException as err:
-        if isinstance(job, PretrainJob):
+        if isinstance(job, TrainingJob):
             ranks = int(os.environ.get("WORLD_SIZE", "1"))
             err = explained(err, job.data, job.trainer.stage, int(rank), ranks)
         record_error(run_dir, attempt, rank, err)
         traceback.print_exc()
         return 1
+
+
+def _train(job: TrainingJob, run_dir: Path, attempt: str) -> Outcome:
+    if isinstance(job, FinetuneJob):
+        from fm.adapt.run import finetune
+
+        return finetune(job, run_dir, attempt)
+    from fm.pretrain import pretrain
+
+    return pretrain(job, run_dir, attempt)
 
 
 def gpu_count() -> int:

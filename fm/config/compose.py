@@ -77,7 +77,12 @@ def compose_values(request: Request) -> Plain:
     raw = _compose_groups(request.verb, primary, groups, request.config_dirs)
     _check_foreign(raw)
     root = registry.keys(JOBS[request.verb])
-    values = {name: value for name, value in raw.items() if name in root}
+    # A key may have a group's name and be none: the `model` of fm predict is a folder.
+    values = {
+        name: value
+        for name, value in raw.items()
+        if name in root and (name not in registry.GROUPS or registry.is_section(root[name].type))
+    }
     apply(values, [*request.overrides, *(Override(key, "") for key in filled_keys(JOBS[request.verb]))])
     return values
 

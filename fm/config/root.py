@@ -30,12 +30,14 @@ from fm.config.jobs.demo import (
 from fm.config.jobs.evaluation import (
     EmbedJob,
     EvaluateJob,
+    PredictJob,
 )
 from fm.config.jobs.training import (
     CheckpointConvertJob,
     CheckpointListJob,
     CheckpointVerifyJob,
     ExportJob,
+    FinetuneJob,
     PretrainJob,
     RunsListJob,
     RunsShowJob,
@@ -49,9 +51,11 @@ JOBS: dict[str, type] = {
     "inspect": InspectJob,
     "withdraw": WithdrawJob,
     "pretrain": PretrainJob,
+    "finetune": FinetuneJob,
     "export": ExportJob,
     "evaluate": EvaluateJob,
     "embed": EmbedJob,
+    "predict": PredictJob,
     "demo": DemoJob,
     "submit": SubmitJob,
     "jobs list": JobsListJob,
@@ -82,6 +86,7 @@ def filled_keys(job: type) -> tuple[str, ...]:
 
 def group_options(verb: str, config_dirs: Iterable[Path] = ()) -> dict[str, list[str]]:
     """The groups of a verb with the options they offer; ``experiment`` belongs to every verb that has a group."""
-    own = [name for name in registry.GROUPS if name in registry.keys(JOBS[verb])]
+    keys = registry.keys(JOBS[verb])
+    own = [name for name in registry.GROUPS if name in keys and registry.is_section(keys[name].type)]
     found = {name: registry.options(name, config_dirs) for name in (["experiment", *own] if own else [])}
     return {name: names for name, names in found.items() if names}

@@ -130,9 +130,15 @@ class Manifest:
 
     def select(self, split: str | None = None, region: str | None = None) -> Manifest:
         """The studies of one split and region, same dataset id; None takes all."""
-        kept = self.samples.where(split=split, region=region)
+        return self._only(self.samples.where(split=split, region=region))
+
+    def where(self, kept_N: Sequence[bool]) -> Manifest:
+        """The studies of the rows that are true, same dataset id."""
+        return self._only(self.samples.kept(kept_N))
+
+    def _only(self, samples: SampleTable) -> Manifest:
         return Manifest(
-            self.url, self.dataset_id, self.shards, kept, self.versions, self.store.access, self.history, self.tables
+            self.url, self.dataset_id, self.shards, samples, self.versions, self.store.access, self.history, self.tables
         )
 
     def key(self, row: int) -> str:

@@ -204,6 +204,10 @@ class SampleTable(Sequence[Sample]):
                 kept &= np.asarray(pc.equal(self.column(name), word), dtype=bool)
         return self if kept.all() else SampleTable(self.table.filter(pa.array(kept)))
 
+    def kept(self, kept_N: Sequence[bool]) -> SampleTable:
+        """The rows that are true."""
+        return SampleTable(self.table.filter(pa.array(kept_N, type=pa.bool_())))
+
     def __getstate__(self) -> dict[str, Any]:
         return {"table": self.table, "_by_key": self._by_key}
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import yaml
 
-from fm.config.jobs.training import PretrainJob
+from fm.config.jobs.training import TrainingJob
 from fm.config.load import plain, read
 from fm.config.trainer import Weights
 from fm.engine.metrics import Row
 from fm.engine.places import RUN_FILE
 from fm.engine.state import MODEL_FOLDER, RunState, read_state
 
-_SHOWN = ("model", "objective", "optim", "data")
+_SHOWN = ("model", "objective", "task", "optim", "data")
 """Sections of the configuration that made the weights what they are."""
 _TRAINING = ("loss", "self_distillation", "image_text", "image_text_top1")
 
@@ -67,7 +67,7 @@ def model_card(rows: Sequence[Row], folder: Path, weights: Weights, facts: Mappi
     return "\n".join(parts)
 
 
-def card_facts(job: PretrainJob, run_dir: Path, licence: str) -> dict[str, Any]:
+def card_facts(job: TrainingJob, run_dir: Path, licence: str) -> dict[str, Any]:
     """What a run has to say in the model card of its export."""
     about, values = read(run_dir / RUN_FILE) if (run_dir / RUN_FILE).is_file() else ({}, plain(job))
     commit = about.get("commit", "unknown")

@@ -12,6 +12,7 @@ import errno
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 from abc import ABC, abstractmethod
@@ -184,6 +185,12 @@ class Checkpoints(ABC, Generic[Place]):
             there = ", ".join(map(str, steps)) or "none"
             raise CheckpointError(f"step={step}: not committed in {self.where}; the steps there: {there}")
         return self.fetch(step)
+
+    def best(self) -> int | None:
+        """The best step by the gauge that the best are kept by; None where no checkpoint has it."""
+        sign = -1.0 if self._best is not None and self._best.lower else 1.0
+        scored = [(sign * value, step) for step in self.steps() if (value := self._score(step)) is not None]
+        return max(((value, step) for value, step in scored if math.isfinite(value)), default=(0.0, None))[1]
 
     def _prune(self) -> None:
         for step in superfluous(self.steps(), self._keep_last, self._keep_every, self._best, self._score):

@@ -19,7 +19,7 @@ from fm.config.optim import OptimConfig
 from fm.data.touch import finish
 from fm.engine.accumulation import Replay, join_batches
 from fm.engine.flops import FlopMeter
-from fm.engine.groups import build_optimizer
+from fm.engine.groups import RATE, build_optimizer
 from fm.engine.masters import Masters
 from fm.engine.phases import Phases
 from fm.engine.schedules import learning_rate, teacher_momentum
@@ -100,6 +100,7 @@ class TrainingModule(pl.LightningModule):
         seed: int,
         max_steps: int,
         spikes: SpikeGuard,
+        rates: Mapping[str, float] | None = None,
     ) -> None:
         """Take the parts of a run.
 
@@ -111,11 +112,13 @@ class TrainingModule(pl.LightningModule):
             seed: of the run.
             max_steps: steps of the whole run, the horizon of the schedules.
             spikes: judges the loss of each step.
+            rates: factor of each parameter's learning rate, by name; None: all alike.
         """
         super().__init__()
         self.automatic_optimization = False
         self.student = student
         self.optim = optim
+        self.rates = rates
         self.seed = seed
         self.max_steps = max_steps
         self.completed_steps = 0
@@ -171,7 +174,7 @@ class TrainingModule(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimiser that DeepSpeed shards."""
-        return build_optimizer(self.student, self.optim)
+        return build_optimizer(self.student, self.optim, self.rates)
 
     def attach(self) -> None:
         """Find the masters of the built engine and start the teacher at them; call once."""
@@ -203,7 +206,7 @@ class TrainingModule(pl.LightningModule):
         self._seed(0)
         rate = learning_rate(self.optim, step, self.max_steps)
         for group in self.engine.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get(RATE, 1.0)
         loss, report, backward = self._direct(batch[0]) if len(batch) == 1 else self._cached(batch)
         skip, total = self._judge(loss)
         busy = time.perf_counter() - self._ended - (seconds_waited() - self._waited)

@@ -77,7 +77,7 @@ class Stream:
     def __init__(self, micros: Iterable[StudyBatch], accumulation: int) -> None:
         """Take the micro-batches of the rest of the run, of which each step has `accumulation` in a row."""
         self._micros = micros
-        self._accumulation = accumulation
+        self.accumulation = accumulation
         self.wait_seconds = 0.0
         """Time that the newest step's micro-batches took to arrive."""
 
@@ -86,7 +86,7 @@ class Stream:
         micros = iter(self._micros)
         while True:
             started = time.perf_counter()
-            group = list(itertools.islice(micros, self._accumulation))
+            group = list(itertools.islice(micros, self.accumulation))
             self.wait_seconds = time.perf_counter() - started
             if not group:
                 return

@@ -4,48 +4,38 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from fm.config.errors import UserError
 from fm.config.jobs.training import PretrainJob
 from fm.config.model import VitTextConfig
 from fm.config.objective import JointConfig
-from fm.config.trainer import Device, Resume
 from fm.data.index import Manifest
 from fm.data.phrases import PhraseTable, common_phrases
 from fm.data.plan import shares
 from fm.data.reader import build_loader
 from fm.data.store import access_of
 from fm.data.tokenizer import load_tokenizer, train_tokenizer, training_reports
-from fm.engine.callbacks import Guard, Keeper
+from fm.engine.attempt import fit, guarded, keep_place, newest_step, on_rank_0
 from fm.engine.card import card_facts
-from fm.engine.checkpoint import Checkpoints
 from fm.engine.cost import CostMeter
 from fm.engine.environment import record_environment
 from fm.engine.export import TOKENIZER, export_model
-from fm.engine.metrics import METRICS, MetricLog
 from fm.engine.module import TrainingModule
-from fm.engine.places import RUN_FILE, keep_run, open_checkpoints
-from fm.engine.profile import StepProfiler
-from fm.engine.recorder import Recorder
+from fm.engine.places import open_checkpoints
 from fm.engine.signals import StopFlag
 from fm.engine.spikes import SpikeGuard
-from fm.engine.tracker import Tracker
-from fm.engine.trainer import Stream, build_trainer
+from fm.engine.trainer import Stream
 from fm.engine.verdict import Outcome, Verdict, write_verdict
 from fm.objectives import StudentModule, build_objective, build_student, make_teacher
-from fm.parallel.collectives import barrier, broadcast_object, rank, world_size
-from fm.parallel.group import join
-from fm.parallel.hardware import require_offload, resolve_device, resolve_precision
+from fm.parallel.collectives import rank, world_size
+from fm.parallel.hardware import resolve_precision
 from fm.pretrain.probe import Prober
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 EXPORT = "export"
 PHRASES = "phrases.json"
@@ -69,18 +59,8 @@ def pretrain(job: PretrainJob, run_dir: Path, attempt: str = "1") -> Outcome:
     Raises:
         UserError: data, batch sizes, hardware or checkpoints do not allow the run; training that only produces NaN.
     """
-    device = resolve_device(job.trainer)
-    require_offload(job.trainer)
-    join(device, job.trainer.collective_timeout_s)
-    stop = StopFlag()
-    stop.install()
-    meter = CostMeter(run_dir, attempt, rank=rank(), ranks=world_size(), on_gpu=device is Device.cuda)
-    try:
-        outcome, step = _train(job, run_dir, attempt, stop, meter)
-    finally:
-        stop.restore()
-        meter.close()
-    _on_rank_0(lambda: _finish(job, run_dir, Verdict(attempt=attempt, outcome=outcome, step=step)))
+    outcome, step = guarded(job, run_dir, attempt, lambda stop, meter: _train(job, run_dir, attempt, stop, meter))
+    on_rank_0(lambda: _finish(job, run_dir, Verdict(attempt=attempt, outcome=outcome, step=step)))
     return outcome
 
 
@@ -91,7 +71,7 @@ def _train(job: PretrainJob, run_dir: Path, attempt: str, stop: StopFlag, meter:
     accumulation = shares(job.data.global_batch_size, job.data.micro_batch_size, world_size()).accumulation
     tokenizer = _tokenizer(job, manifest, run_dir)
     store = open_checkpoints(run_dir, job.trainer, access_of(job.data))
-    resumed = _on_rank_0(lambda: _newest(job, store, run_dir))
+    resumed = on_rank_0(lambda: newest_step(job.trainer, store, run_dir))
     step = resumed[0] if resumed else 0
     if rank() == 0:
         log.info("attempt %s: %s step %d of %d", attempt, "resumes at" if resumed else "starts at", step, job.max_steps)
@@ -102,59 +82,22 @@ def _train(job: PretrainJob, run_dir: Path, attempt: str, stop: StopFlag, meter:
     phrases = _phrases(job, manifest, tokenizer, run_dir)
     shares_K = phrases.shares if phrases else ()
     student = build_student(job.model, job.objective, job.data, len(tokenizer), shares_K)
-    _on_rank_0(lambda: _keep(job, run_dir))
+    on_rank_0(lambda: keep_place(job.trainer, job.data, run_dir))
     module = _module(job, student)
-    precision = resolve_precision(job.trainer)
-    recorder = _recorder(job, run_dir, attempt, step, meter)
-    keeper = Keeper(
-        config=job.trainer,
-        precision=precision.value,
+    return fit(
+        job,
+        run_dir,
+        attempt,
+        module=module,
+        stream=Stream(_batches(job, manifest, tokenizer, phrases, student, step), accumulation),
+        precision=resolve_precision(job.trainer),
         store=store,
-        resume_from=resumed[1] if resumed else None,
-        dataset_id=whole.dataset_id,
-        accept=job.data.accept,
+        resumed=resumed,
+        manifest=manifest,
+        before=_probe(job, whole, tokenizer),
         stop=stop,
-        student=student,
-        counts={"studies": len(manifest), "patients": len(set(manifest.samples.column("patient").to_pylist()))},
-        run_dir=run_dir,
-        row=lambda: recorder.row,
+        meter=meter,
     )
-    trainer = build_trainer(
-        job.trainer,
-        device=resolve_device(job.trainer),
-        precision=precision,
-        clip_norm=job.optim.clip_norm,
-        micro_batch_size=job.data.micro_batch_size,
-        accumulation=accumulation,
-        callbacks=[
-            Guard(job.trainer, run_dir, attempt),
-            StepProfiler(job.trainer.profile_steps, run_dir, attempt),
-            *_probe(job, whole, tokenizer),
-            recorder,
-            keeper,
-        ],
-    )
-    trainer.fit(module, Stream(_batches(job, manifest, tokenizer, phrases, student, step), accumulation))
-    if keeper.saved_step < module.completed_steps:
-        raise UserError(
-            f"step {module.completed_steps} is trained but could not be saved (see events.log): "
-            f"free disk space and run again, it goes on from step {keeper.saved_step}"
-        )
-    return (Outcome.DONE if module.completed_steps >= job.max_steps else Outcome.REQUEUE), keeper.saved_step
-
-
-def _newest(job: PretrainJob, store: Checkpoints[Any], run_dir: Path) -> tuple[int, Path] | None:
-    """The step to go on from; its trace comes with it where the run folder was lost."""
-    found = store.newest(job.trainer.resume is Resume.required)
-    if found is not None and not (run_dir / METRICS).is_file() and (found[1] / METRICS).is_file():
-        shutil.copyfile(found[1] / METRICS, run_dir / METRICS)
-    return found
-
-
-def _keep(job: PretrainJob, run_dir: Path) -> None:
-    """Before the first step: whoever may not write to the place of the checkpoints learns it now."""
-    if job.trainer.checkpoint_url and (run_dir / RUN_FILE).is_file():
-        keep_run(run_dir, job.trainer.checkpoint_url, access_of(job.data))
 
 
 def _tokenizer(job: PretrainJob, manifest: Manifest, run_dir: Path) -> PreTrainedTokenizerFast:
@@ -181,7 +124,7 @@ def _tokenizer(job: PretrainJob, manifest: Manifest, run_dir: Path) -> PreTraine
         tokenizer.save_pretrained(partial)
         partial.rename(folder)
 
-    _on_rank_0(train)
+    on_rank_0(train)
     return load_tokenizer(folder)
 
 
@@ -201,7 +144,7 @@ def _phrases(
             table.save(partial)
             partial.rename(path)
 
-    _on_rank_0(count)
+    on_rank_0(count)
     table = PhraseTable.load(path)
     return table if table.phrases else None
 
@@ -215,18 +158,6 @@ def _module(job: PretrainJob, student: StudentModule) -> TrainingModule:
         seed=job.seed,
         max_steps=job.max_steps,
         spikes=SpikeGuard(job.trainer.spike_sigma, job.trainer.spike_window),
-    )
-
-
-def _recorder(job: PretrainJob, run_dir: Path, attempt: str, step: int, meter: CostMeter) -> Recorder:
-    first = rank() == 0
-    return Recorder(
-        config=job.trainer,
-        run_dir=run_dir,
-        attempt=attempt,
-        metrics=MetricLog(run_dir / METRICS, step) if first else None,
-        tracker=Tracker(job.tracker, run_dir, attempt, step) if first else None,
-        meter=meter,
     )
 
 
@@ -269,22 +200,3 @@ def _finish(job: PretrainJob, run_dir: Path, verdict: Verdict) -> None:
         export_model(run_dir, run_dir / EXPORT, store=store, weights=weights, facts=facts)
         store.release()
     write_verdict(run_dir, verdict)
-
-
-def _on_rank_0(action: Callable[[], T]) -> T:
-    """What rank 0's action returns, on every rank; what it raises is raised everywhere, so that none waits for it."""
-    value: T | None = None
-    error: Exception | None = None
-    if rank() == 0:
-        try:
-            value = action()
-        except Exception as err:
-            error = err
-    told = (type(error).__name__, str(error), isinstance(error, UserError)) if error is not None else None
-    value, told = broadcast_object((value, told))
-    if error is not None:
-        raise error
-    if told is not None:
-        raise UserError(told[1]) if told[2] else RuntimeError(f"rank 0 failed: {told[0]}: {told[1]}")
-    barrier()
-    return cast(T, value)

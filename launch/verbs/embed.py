@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fm.config.data import DataConfig
 from fm.config.jobs.evaluation import EmbedJob
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ def run(job: EmbedJob) -> int:
     from evals.progress import StageProgress
 
     out = Path(job.out)
-    sources = _sources(job, out)
+    sources = sources_of(job.input, out, job.data)
     with StageProgress() as progress:
         written = embed(Path(job.encoder), sources, out, lambda done: progress("embed", done, len(sources)))
     print(f"{written.studies} studies in {out}: one row per study (series is empty) and one per series")
@@ -28,15 +29,14 @@ def run(job: EmbedJob) -> int:
     return 0
 
 
-def _sources(job: EmbedJob, out: Path) -> list[Source]:
+def sources_of(given: str, out: Path, data: DataConfig) -> list[Source]:
     """Shards where there is a manifest, else NIfTI by name, else DICOM, which is prepared first."""
     from evals.embed import EmbedError, is_nifti, nifti_sources, shard_sources
     from fm.data.index import MANIFEST
     from fm.data.store import access_of
 
-    given = job.input
     if "://" in given or (Path(given) / MANIFEST).is_file():
-        return shard_sources(given, access_of(job.data))
+        return shard_sources(given, access_of(data))
     path = Path(given)
     if not path.exists():
         raise EmbedError(f"input={given}: no such file or folder")

@@ -26,6 +26,7 @@ from fm.engine.module import TrainingModule
 from fm.engine.schedules import teacher_momentum
 from fm.engine.verdict import Outcome
 from fm.objectives import build_objective
+from fm.parallel.collectives import barrier
 from fm.parallel.hardware import resolve_precision
 from launch.runs import attempt_job
 
@@ -173,7 +174,7 @@ def refuses(run_dir: Path) -> None:
             payload[len(payload) // 2] ^= 1
             path.write_bytes(payload)
             os.utime(path, ns=(before[step], before[step]))
-    pretrain_run.barrier()
+    barrier()
     job.max_steps = 8
     with pytest.raises(UserError, match="all 2 checkpoints") as caught:
         pretrain_run.pretrain(job, run_dir)

@@ -40,3 +40,20 @@ class EmbedJob:
     """Parquet file to write."""
     data: DataConfig
     """How object storage is read; the encoder itself says how studies are sampled."""
+
+
+@dataclass(kw_only=True, slots=True)
+class PredictJob:
+    """Write what a fine-tuned model predicts: one row per study."""
+
+    plain_form: ClassVar[str] = "fm predict model=DIR input=PATH out=FILE"
+    filled: ClassVar[tuple[str, ...]] = ("data.url",)
+
+    model: str = "???"
+    """Folder that fm finetune exported."""
+    input: str = "???"
+    """A NIfTI file, a folder of them, or the URL of shards."""
+    out: str = "???"
+    """CSV or Parquet file to write, by its ending."""
+    data: DataConfig
+    """How object storage is read; the model itself says how studies are sampled."""

@@ -7,12 +7,13 @@ from enum import StrEnum
 from typing import ClassVar
 
 from fm.config.data import DataConfig
-from fm.config.errors import at_least
+from fm.config.errors import ConfigError, at_least
 from fm.config.export import ExportConfig
 from fm.config.launch import LaunchConfig
 from fm.config.model import ModelConfig
 from fm.config.objective import ObjectiveConfig
 from fm.config.optim import OptimConfig
+from fm.config.task import TaskBase, gauges_of
 from fm.config.tracker import TrackerConfig
 from fm.config.trainer import TrainerConfig, Weights
 
@@ -52,6 +53,48 @@ class PretrainJob:
     def __post_init__(self) -> None:
         """Refuse a run without steps."""
         at_least("max_steps", self.max_steps, 1)
+
+
+@dataclass(kw_only=True, slots=True)
+class FinetuneJob:
+    """Train an exported encoder and a head to tell a label of the study; run=DIR alone resumes."""
+
+    plain_form: ClassVar[str] = "fm finetune encoder=DIR task.label=NAME data.url=URL run=DIR"
+
+    encoder: str | None = None
+    """Folder of an exported encoder; null: train from scratch what `model` says."""
+    run: str | None = None
+    """Run folder; null: runs/<experiment>/<UTC time>."""
+    from_run: str | None = None
+    """Run folder to repeat: its configuration, into the new folder `run`."""
+    seed: int = 0
+    """Seed of new weights, the order of the studies and their augmentation."""
+    max_steps: int = 1000
+    """Optimiser steps of the whole run."""
+    task: TaskBase
+    data: DataConfig
+    """One global view of each series is drawn; spacings and tissue threshold are those of the encoder."""
+    model: ModelConfig
+    """Architecture where no encoder is given."""
+    optim: OptimConfig
+    trainer: TrainerConfig
+    tracker: TrackerConfig
+    launch: LaunchConfig
+    export: ExportConfig = field(default_factory=ExportConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse a run without steps, and a best checkpoint by what fine-tuning does not measure."""
+        at_least("max_steps", self.max_steps, 1)
+        known = gauges_of(self.task)
+        if self.trainer.keep_best and self.trainer.best_metric not in known:
+            raise ConfigError(
+                f"trainer.best_metric={self.trainer.best_metric}: task.kind={self.task.kind} measures "
+                + ", ".join(known)
+            )
+
+
+TrainingJob = PretrainJob | FinetuneJob
+"""The jobs that the engine trains."""
 
 
 @dataclass(kw_only=True, slots=True)
