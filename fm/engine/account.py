@@ -82,3 +82,17 @@ def read_cost(run_dir: Path) -> dict[str, Any]:
             missing[name] = without[0].not_measured.get(name, "not recorded") + where
     total["not_measured"] = missing
     return {"attempts": [asdict(cost) for cost in found], "total": total}
+
+
+def money(total: dict[str, Any], *, gpu_hour: float = 0.0, kwh: float = 0.0) -> float:
+    """What the ``total`` of :func:`read_cost` comes to, in the currency of the prices.
+
+    Hours of processor cores have no price; energy that was not measured adds nothing.
+
+    Args:
+        total: sum over the attempts.
+        gpu_hour: price of one GPU for one hour.
+        kwh: price of one kWh, of GPUs and processors.
+    """
+    energy = sum(total[name] or 0.0 for name in ("gpu_kwh", "package_kwh"))
+    return float(total["device_hours"].get("GPU", 0.0) * gpu_hour + energy * kwh)

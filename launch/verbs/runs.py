@@ -6,7 +6,8 @@ from pathlib import Path
 
 from fm.config.errors import UserError
 from fm.config.jobs.training import RunsListJob, RunsShowJob
-from fm.engine.account import read_cost
+from fm.config.price import PriceConfig
+from fm.engine.account import money, read_cost
 from launch.runs import RUN_FILE
 from launch.story import PARTS, Story, notices, read_story
 
@@ -56,7 +57,7 @@ def _show(job: RunsShowJob) -> int:
     lines += [f"{name:<8} {story.facts[key]}" for name, key in _FACTS.items() if key in story.facts]
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
     console.print(_attempts(story))
-    for text in (*_cost_lines(folder), *notices(folder, NOTICES)):
+    for text in (*_cost_lines(folder, job.price), *notices(folder, NOTICES)):
         console.print(text, markup=False, highlight=False, soft_wrap=True)
     parts = [f"  {name:<15} {what}" for name, what in PARTS.items() if (folder / name).exists()]
     console.print("\n".join(["in the folder:", *parts]), markup=False, highlight=False, soft_wrap=True)
@@ -86,7 +87,7 @@ def _attempts(story: Story) -> object:
     return table
 
 
-def _cost_lines(folder: Path) -> list[str]:
+def _cost_lines(folder: Path, price: PriceConfig) -> list[str]:
     total = read_cost(folder).get("total")
     if total is None:
         return []
@@ -101,7 +102,18 @@ def _cost_lines(folder: Path) -> list[str]:
         if total[name] is not None:
             words.append(f"{total[name]:.3g} {unit}")
     missing = "; ".join(f"{name}: {why}" for name, why in total["not_measured"].items())
-    return [f"cost     {', '.join(words)}", *([f"         not measured: {missing}"] if missing else [])]
+    priced = [
+        f"{money_of:.2f} {words_of}"
+        for money_of, words_of in (
+            (money(total, gpu_hour=price.gpu_hour), f"on demand at {price.gpu_hour:g} a GPU hour"),
+            (money(total, gpu_hour=price.spot_gpu_hour), f"spot at {price.spot_gpu_hour:g} a GPU hour"),
+            (money(total, kwh=price.kwh), f"for the measured electricity at {price.kwh:g} a kWh"),
+        )
+        if money_of
+    ]
+    lines = [f"cost     {', '.join(words)}"]
+    lines += [f"price    {'; '.join(priced)}"] if priced else []
+    return [*lines, *([f"         not measured: {missing}"] if missing else [])]
 
 
 def _next(story: Story) -> str:

@@ -13,6 +13,7 @@ from fm.config.launch import LaunchConfig
 from fm.config.model import ModelConfig
 from fm.config.objective import ObjectiveConfig
 from fm.config.optim import OptimConfig
+from fm.config.price import PriceConfig
 from fm.config.task import TaskBase, gauges_of
 from fm.config.tracker import TrackerConfig
 from fm.config.trainer import TrainerConfig, Weights
@@ -132,6 +133,7 @@ class RunsShowJob:
 
     from_run: str = "???"
     """Run folder."""
+    price: PriceConfig = field(default_factory=PriceConfig)
 
 
 @dataclass(kw_only=True, slots=True)

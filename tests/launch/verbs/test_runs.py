@@ -37,6 +37,22 @@ def test_runs_are_listed_newest_first_with_their_last_step(
     assert "next: fm runs show from_run=runs/sub/new" in page
 
 
+def test_prices_turn_measured_hours_and_energy_into_money(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    run = tmp_path / "run"
+    write_attempts(run)
+    show = ["runs", "show", f"from_run={run}"]
+    assert main([*show, "price.gpu_hour=3", "price.spot_gpu_hour=1.25", "price.kwh=0.5"]) == 0
+    page = capsys.readouterr().out
+    assert "12.00 on demand at 3 a GPU hour; 5.00 spot at 1.25 a GPU hour; 1.50 for the measured electricity" in page
+    assert main(show) == 0
+    assert "price " not in capsys.readouterr().out
+    assert main([*show, "price.kwh=-1"]) == 1
+    assert "price.kwh=-1" in capsys.readouterr().err
+
+
 def write_attempts(run: Path) -> None:
     """A run that was killed, failed, was stopped, and got to its end."""
     run.mkdir()
