@@ -57,10 +57,8 @@ def compare_aurocs(
     error = float(np.sqrt(gap_P.var(ddof=1) / len(gap_P) + gap_M.var(ddof=1) / len(gap_M)))
     gap = first - second
     reach = float(norm.ppf((1 + confidence) / 2)) * error
-    if error > 0:
-        p_value = float(2 * norm.sf(abs(gap) / error))
-    else:
-        p_value = 1.0 if gap == 0 else 0.0
+    without_error = 1.0 if gap == 0 else 0.0
+    p_value = float(2 * norm.sf(abs(gap) / error)) if error > 0 else without_error
     difference = Interval(value=gap, low=gap - reach, high=gap + reach)
     return PairedAurocs(first=first, second=second, difference=difference, p_value=p_value)
 
