@@ -62,6 +62,10 @@ class JointConfig(ObjectiveConfig):
     sinkhorn_iterations: int = 3
     student_temperature: float = 0.1
     teacher_temperature: float = 0.05
+    first_teacher_temperature: float = 0.04
+    """Of step 0, where there is a warm-up: cold targets at first keep an untrained head from uniform ones."""
+    teacher_temperature_warmup_steps: int = 0
+    """Steps in which the teacher's temperature goes by a straight line to its value; 0: it has it from the start."""
 
     def __post_init__(self) -> None:
         """Refuse weights and temperatures outside their range."""
@@ -83,6 +87,7 @@ class JointConfig(ObjectiveConfig):
             ("initial_temperature", self.initial_temperature),
             ("student_temperature", self.student_temperature),
             ("teacher_temperature", self.teacher_temperature),
+            ("first_teacher_temperature", self.first_teacher_temperature),
         ):
             if value <= 0:
                 raise ConfigError(f"objective.{name}={value}: must be positive")
@@ -90,6 +95,10 @@ class JointConfig(ObjectiveConfig):
             raise ConfigError(
                 f"objective.phrase_min_share={self.phrase_min_share} and objective.phrase_max_share="
                 f"{self.phrase_max_share}: shares between 0 and 1, the smaller first"
+            )
+        if self.teacher_temperature_warmup_steps < 0:
+            raise ConfigError(
+                f"objective.teacher_temperature_warmup_steps={self.teacher_temperature_warmup_steps}: must be ≥ 0"
             )
         if self.prototypes < 2 or self.sinkhorn_iterations < 1:
             raise ConfigError("objective: prototypes must be ≥ 2 and sinkhorn_iterations ≥ 1")

@@ -13,7 +13,7 @@ from fm.config.objective import JointConfig, TextLoss
 from fm.objectives.gathering import Gather, gather_rows, local_gather
 from fm.objectives.image_text import candidates, clip_loss, positives, siglip_loss
 from fm.objectives.koleo import koleo
-from fm.objectives.self_distillation import cross_entropy, teacher_targets
+from fm.objectives.self_distillation import cross_entropy, teacher_targets, teacher_temperature, top1_share
 from fm.objectives.student import StudentOutput
 
 
@@ -87,10 +87,9 @@ class JointObjective(nn.Module):
         own = next(iter(student_out.class_tokens.values())).dtype
         with torch.no_grad(), torch.autocast(batch.weight_B.device.type, own, enabled=own is torch.bfloat16):
             teacher_out: StudentOutput = teacher(views, batch.size)
+        temperature = teacher_temperature(config, batch.step)
         targets = {
-            name: teacher_targets(
-                cosine, config.centering, config.teacher_temperature, config.sinkhorn_iterations, gather
-            )
+            name: teacher_targets(cosine, config.centering, temperature, config.sinkhorn_iterations, gather)
             for name, cosine in teacher_out.logits.items()
         }
         total = next(iter(student_out.logits.values())).new_zeros(())
@@ -106,6 +105,7 @@ class JointObjective(nn.Module):
         report["target_entropy"] = (
             -(first * first.clamp(min=1e-12).log()).sum(1).mean() if len(first) else total.detach()
         )
+        report["target_top1_share"] = top1_share(first, gather)
         report["prototypes_used"] = torch.tensor(float(first.argmax(1).unique().numel()), device=total.device)
         return loss
 
