@@ -22,6 +22,7 @@ CURVES = (
     "koleo",
     "image_text_top1",
     "target_entropy",
+    "target_top1_share",
     "prototypes_used",
     "gradient_norm",
     "learning_rate",

@@ -69,6 +69,10 @@ class JointConfig(ObjectiveConfig):
     masked_patches: MaskedPatchesConfig = field(default_factory=MaskedPatchesConfig)
     gram_weight: float = 0.0
     """Of keeping the similarities among a global view's patches as the teacher has them (DINOv3, arXiv 2508.10104)."""
+    first_teacher_temperature: float = 0.04
+    """Of step 0, where there is a warm-up: cold targets at first keep an untrained head from uniform ones."""
+    teacher_temperature_warmup_steps: int = 0
+    """Steps in which the teacher's temperature goes by a straight line to its value; 0: it has it from the start."""
 
     def __post_init__(self) -> None:
         """Refuse weights and temperatures outside their range."""
@@ -98,6 +102,7 @@ class JointConfig(ObjectiveConfig):
             ("initial_temperature", self.initial_temperature),
             ("student_temperature", self.student_temperature),
             ("teacher_temperature", self.teacher_temperature),
+            ("first_teacher_temperature", self.first_teacher_temperature),
         ):
             if value <= 0:
                 raise ConfigError(f"objective.{name}={value}: must be positive")
@@ -108,6 +113,10 @@ class JointConfig(ObjectiveConfig):
             )
         if self.image_text_rows < 1:
             raise ConfigError(f"objective.image_text_rows={self.image_text_rows}: must be at least 1")
+        if self.teacher_temperature_warmup_steps < 0:
+            raise ConfigError(
+                f"objective.teacher_temperature_warmup_steps={self.teacher_temperature_warmup_steps}: must be ≥ 0"
+            )
         if self.prototypes < 2 or self.sinkhorn_iterations < 1:
             raise ConfigError("objective: prototypes must be ≥ 2 and sinkhorn_iterations ≥ 1")
 

@@ -125,7 +125,7 @@ def siglip_loss_by_rows(
     return total / pairs.present_B.sum().clamp(min=1)
 
 
-def top1_share(image_BE: Tensor, text_BE: Tensor, pairs: Pairs, chunk: int) -> Tensor:
+def retrieved_share(image_BE: Tensor, text_BE: Tensor, pairs: Pairs, chunk: int) -> Tensor:
     """Share of the present images whose nearest candidate text is a positive; scalar, no gradient."""
     hits = torch.zeros((), device=image_BE.device)
     with torch.no_grad():

@@ -18,14 +18,14 @@ from fm.objectives.image_text import (
     Pairs,
     clip_loss,
     clip_loss_by_rows,
+    retrieved_share,
     siglip_loss,
     siglip_loss_by_rows,
-    top1_share,
 )
 from fm.objectives.koleo import koleo
 from fm.objectives.masked_patches import masked_patch_losses
 from fm.objectives.masks import draw_masks, masked_counts, visible
-from fm.objectives.self_distillation import cross_entropy, teacher_targets
+from fm.objectives.self_distillation import cross_entropy, teacher_targets, teacher_temperature, top1_share
 from fm.objectives.student import Patches, StudentOutput
 
 
@@ -68,7 +68,7 @@ class JointObjective(nn.Module):
         if config.self_distillation_weight > 0 or patches is not None:
             teacher_out = self._ask_teacher(student_out, teacher, batch, patches)
         if config.self_distillation_weight > 0:
-            part = self._self_distillation(student_out, teacher_out, gather, report)
+            part = self._self_distillation(student_out, teacher_out, batch.step, gather, report)
             loss = loss + config.self_distillation_weight * part
         if patches is not None and config.masked_patches.weight > 0:
             part = self._masked_patches(student_out, teacher_out, batch, patches, gather)
@@ -123,13 +123,16 @@ class JointObjective(nn.Module):
         return out
 
     def _self_distillation(
-        self, student_out: StudentOutput, teacher_out: StudentOutput, gather: Gather, report: dict[str, Tensor]
+        self,
+        student_out: StudentOutput,
+        teacher_out: StudentOutput,
+        step: int,
+        gather: Gather,
+        report: dict[str, Tensor],
     ) -> Tensor:
-        config = self.config
+        config, temperature = self.config, teacher_temperature(self.config, step)
         targets = {
-            name: teacher_targets(
-                cosine, config.centering, config.teacher_temperature, config.sinkhorn_iterations, gather
-            )
+            name: teacher_targets(cosine, config.centering, temperature, config.sinkhorn_iterations, gather)
             for name, cosine in teacher_out.logits.items()
         }
         total = next(iter(student_out.logits.values())).new_zeros(())
@@ -145,6 +148,7 @@ class JointObjective(nn.Module):
         report["target_entropy"] = (
             -(first * first.clamp(min=1e-12).log()).sum(1).mean() if len(first) else total.detach()
         )
+        report["target_top1_share"] = top1_share(first, gather)
         report["prototypes_used"] = torch.tensor(float(first.argmax(1).unique().numel()), device=total.device)
         return loss
 
@@ -161,7 +165,7 @@ class JointObjective(nn.Module):
         targets_MK = teacher_targets(
             torch.cat([teacher_out.patches[name] for name in names]),
             config.centering,
-            config.teacher_temperature,
+            teacher_temperature(config, batch.step),
             config.sinkhorn_iterations,
             gather,
         )
@@ -231,6 +235,6 @@ class JointObjective(nn.Module):
         else:
             loss = siglip_loss(image_BE, text_BE, scale, bias, *pairs.rows(0, rows))
         report["image_text"] = loss.detach()
-        report["image_text_top1"] = top1_share(image_BE, text_BE, pairs, rows)
+        report["image_text_top1"] = retrieved_share(image_BE, text_BE, pairs, rows)
         report["contrast_scale"] = student_out.scale.detach()
         return loss

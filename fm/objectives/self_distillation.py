@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fm.config.objective import Centering
+from fm.config.objective import Centering, JointConfig
 
 
 def sinkhorn_targets(
@@ -51,6 +51,25 @@ def teacher_targets(
         if centering is Centering.sinkhorn:
             return sinkhorn_targets(cosine_SK, temperature, iterations, gather)
         return softmax_targets(cosine_SK, temperature, gather)
+
+
+def teacher_temperature(config: JointConfig, step: int) -> float:
+    """The teacher's temperature at step `step` (from 0): a straight line from the first to the lasting one."""
+    steps = config.teacher_temperature_warmup_steps
+    if step >= steps:
+        return config.teacher_temperature
+    first = config.first_teacher_temperature
+    return first + (config.teacher_temperature - first) * step / steps
+
+
+def top1_share(target_SK: Tensor, gather: Callable[[Tensor], Tensor]) -> Tensor:
+    """Share of the series of all ranks whose largest target is the most common one; scalar, 1 is collapse.
+
+    0 where no rank has a series. Only (1, K) counts travel between ranks.
+    """
+    local_K = torch.bincount(target_SK.argmax(1), minlength=target_SK.shape[1]).float()
+    count_K = gather(local_K.unsqueeze(0)).sum(0)
+    return count_K.max() / count_K.sum().clamp(min=1)
 
 
 def cross_entropy(target_SK: Tensor, student_cosine_SK: Tensor, temperature: float) -> Tensor:

@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from fm.config.optim import OptimConfig
+from fm.config.errors import ConfigError
+from fm.config.optim import Decay, OptimConfig
 from fm.engine.schedules import learning_rate, teacher_momentum
 
 OPTIM = OptimConfig(
@@ -21,6 +22,31 @@ def test_cosine_halves_in_the_middle_and_ends_at_the_final_value() -> None:
     middle = 10 + (199 - 10) / 2
     assert learning_rate(OPTIM, int(middle), 200) == pytest.approx(1.25, abs=0.01)
     assert learning_rate(OPTIM, 1000, 200) == pytest.approx(0.5)
+
+
+def test_constant_keeps_the_peak_and_falls_by_a_line_at_the_end() -> None:
+    config = OptimConfig(
+        learning_rate=2.0, final_learning_rate=0.5, warmup_steps=10, decay=Decay.constant, decay_share=0.25
+    )
+    rates = [learning_rate(config, step, 200) for step in range(200)]
+    assert rates[:10] == pytest.approx([0.2 * (step + 1) for step in range(10)])
+    assert rates[10:150] == [2.0] * 140
+    assert rates[150:] == pytest.approx([2.0 - 1.5 * (step + 1) / 50 for step in range(50)])
+    assert learning_rate(config, 1000, 200) == 0.5
+
+
+@pytest.mark.parametrize(("share", "last"), [(0.0, 2.0), (1.0, 0.5)])
+def test_the_share_of_the_fall_may_be_nothing_or_all_after_the_warm_up(share: float, last: float) -> None:
+    config = OptimConfig(
+        learning_rate=2.0, final_learning_rate=0.5, warmup_steps=10, decay=Decay.constant, decay_share=share
+    )
+    assert learning_rate(config, 9, 200) == 2.0
+    assert learning_rate(config, 199, 200) == pytest.approx(last)
+
+
+def test_a_share_outside_of_its_range_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"decay_share=1\.5"):
+        OptimConfig(decay_share=1.5)
 
 
 def test_a_short_run_keeps_most_of_its_steps_after_the_warm_up() -> None:

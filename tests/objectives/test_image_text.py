@@ -15,9 +15,9 @@ from fm.objectives.image_text import (
     clip_loss,
     clip_loss_by_rows,
     positives,
+    retrieved_share,
     siglip_loss,
     siglip_loss_by_rows,
-    top1_share,
 )
 
 SCALE, BIAS = torch.tensor(7.0, dtype=torch.float64), torch.tensor(-2.0, dtype=torch.float64)
@@ -162,7 +162,7 @@ def test_by_rows_equals_the_whole_matrix_in_value_and_gradient(chunk: int, mask:
             torch.testing.assert_close(mine, want, rtol=1e-5, atol=1e-7)
     best = (image @ text.T).masked_fill(~candidate, -2).argmax(1, keepdim=True)
     want = positive.gather(1, best).sum() / pairs.present_B.sum()
-    assert top1_share(image, text, pairs, chunk).item() == pytest.approx(want.item())
+    assert retrieved_share(image, text, pairs, chunk).item() == pytest.approx(want.item())
 
 
 class _Largest(TorchDispatchMode):

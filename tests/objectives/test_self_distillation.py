@@ -5,8 +5,16 @@ import math
 import pytest
 import torch
 
-from fm.config.objective import Centering
-from fm.objectives.self_distillation import cross_entropy, sinkhorn_targets, softmax_targets, teacher_targets
+from fm.config.errors import ConfigError
+from fm.config.objective import Centering, JointConfig
+from fm.objectives.self_distillation import (
+    cross_entropy,
+    sinkhorn_targets,
+    softmax_targets,
+    teacher_targets,
+    teacher_temperature,
+    top1_share,
+)
 
 
 def _same(x: torch.Tensor) -> torch.Tensor:
@@ -49,6 +57,28 @@ def test_sinkhorn_is_finite_at_the_coldest_temperature() -> None:
     cosine[0, 0] = 1.0
     got = sinkhorn_targets(cosine, 0.03, 3, _same)
     assert got.isfinite().all()
+
+
+def test_the_teachers_temperature_goes_to_its_value_by_a_line() -> None:
+    config = JointConfig(teacher_temperature=0.08, first_teacher_temperature=0.04, teacher_temperature_warmup_steps=4)
+    got = [teacher_temperature(config, step) for step in range(6)]
+    assert got == pytest.approx([0.04, 0.05, 0.06, 0.07, 0.08, 0.08])
+    assert teacher_temperature(JointConfig(), 0) == JointConfig().teacher_temperature
+    with pytest.raises(ConfigError, match="teacher_temperature_warmup_steps=-1"):
+        JointConfig(teacher_temperature_warmup_steps=-1)
+
+
+def test_top1_share_counts_over_all_ranks() -> None:
+    mine, theirs = torch.eye(4)[[0, 1, 1]], torch.eye(4)[[1, 3]]
+
+    def gather(x: torch.Tensor) -> torch.Tensor:
+        other = torch.stack([sum((row for row in theirs), torch.zeros(4))])
+        return torch.cat([x, other])
+
+    counts = [sum(int(row.argmax()) == k for row in [*mine, *theirs]) for k in range(4)]
+    assert top1_share(mine, gather).item() == pytest.approx(max(counts) / sum(counts)) == pytest.approx(0.6)
+    assert top1_share(torch.zeros(0, 4), _same).item() == 0
+    assert top1_share(torch.eye(4)[[2, 2]], _same).item() == 1
 
 
 def test_softmax_centering_takes_the_batch_mean_off() -> None:
