@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +66,7 @@ class AdaptedNetwork(StudentModule):
         nn.Module.__init__(self)
         self.fm = fm
         self.phrases = None
-        self.head = TaskHead(4 * fm.config.dim, outputs)  # type: ignore[assignment]  # another kind of head
+        self.head = TaskHead(4 * fm.config.dim, outputs)
         self.frozen = mode is Mode.frozen
         fm.requires_grad_(False)
         if not self.frozen:
@@ -104,7 +103,7 @@ class AdaptedNetwork(StudentModule):
 
     def standardise(self, mean_F: Floats, spread_F: Floats) -> None:
         """Take the moments of :meth:`features`."""
-        cast(TaskHead, self.head).standardise(mean_F, spread_F)
+        self.head.standardise(mean_F, spread_F)
 
     def rates(self, decay: float) -> dict[str, float]:
         """Factor of every parameter's learning rate: 1 from the last norm up, and `decay` less for each layer below."""
