@@ -11,7 +11,7 @@ from fm.batch import PackedTokens, TextBatch
 from fm.config.task import Mode
 from fm.models.model import FmModel
 from fm.models.pool import mean_max
-from fm.objectives.student import StudentModule, StudentOutput
+from fm.objectives.student import Patches, StudentModule, StudentOutput
 from fm.probes.types import Floats
 
 VIEW = "global_a"
@@ -63,9 +63,7 @@ class AdaptedNetwork(StudentModule):
     """Encoder and head. Its outputs are the logits of its view, one row per study."""
 
     def __init__(self, fm: FmModel, outputs: int, mode: Mode) -> None:
-        nn.Module.__init__(self)
-        self.fm = fm
-        self.phrases = None
+        super().__init__(fm)
         self.head = TaskHead(4 * fm.config.dim, outputs)
         self.frozen = mode is Mode.frozen
         fm.requires_grad_(False)
@@ -81,9 +79,14 @@ class AdaptedNetwork(StudentModule):
         return self
 
     def forward(
-        self, views: dict[str, PackedTokens], studies: int, align: str | None = None, text: TextBatch | None = None
+        self,
+        views: dict[str, PackedTokens],
+        studies: int,
+        align: str | None = None,
+        text: TextBatch | None = None,
+        patches: Patches | None = None,
     ) -> StudentOutput:
-        """Outputs for `studies` studies, holes included; `align` and `text` are not used."""
+        """Outputs for `studies` studies, holes included; `align`, `text` and `patches` are not used."""
         return StudentOutput(
             logits={name: self.head(self.features(pack, studies)) for name, pack in views.items()},
             class_tokens={},
