@@ -19,6 +19,7 @@ def run(job: PredictJob) -> int:
     import pyarrow.csv
     import pyarrow.parquet
 
+    from evals.progress import StageProgress
     from fm.adapt.predict import load_predictor
 
     out = Path(job.out)
@@ -29,10 +30,12 @@ def run(job: PredictJob) -> int:
     predictor = load_predictor(job.model)
     sources = sources_of(job.input, out, job.data)
     rows: list[dict[str, Any]] = []
-    for first in range(0, len(sources), BATCH):
-        chunk = sources[first : first + BATCH]
-        found = predictor.predict([[image for _, image in source.read()] for source in chunk])
-        rows += [{"key": source.key, **row} for source, row in zip(chunk, found, strict=True)]
+    with StageProgress() as progress:
+        for first in range(0, len(sources), BATCH):
+            chunk = sources[first : first + BATCH]
+            found = predictor.predict([[image for _, image in source.read()] for source in chunk])
+            rows += [{"key": source.key, **row} for source, row in zip(chunk, found, strict=True)]
+            progress("predict", len(rows), len(sources))
     out.parent.mkdir(parents=True, exist_ok=True)
     table, partial = pa.Table.from_pylist(rows), out.with_name(out.name + ".tmp")
     if out.suffix == ".csv":
@@ -41,4 +44,5 @@ def run(job: PredictJob) -> int:
         pyarrow.parquet.write_table(table, partial)
     partial.rename(out)
     print(f"{predictor.scheme.label} of {len(rows)} studies in {out}")
+    print(f"next: fm evaluate encoder={job.model} data.url=URL run=DIR")
     return 0

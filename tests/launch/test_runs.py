@@ -153,7 +153,14 @@ def test_a_torn_last_attempt_is_left_out() -> None:
 
 def test_a_stage_goes_on_where_its_job_is_the_same() -> None:
     job = runs.start(
-        "pretrain", {"data": {"url": "x"}, "model": {"kind": "vit_text"}, "launch": {"kind": "local"}}, Path("s")
+        "pretrain",
+        {
+            "data": {"url": "x"},
+            "model": {"kind": "vit_text"},
+            "objective": {"kind": "joint"},
+            "launch": {"kind": "local"},
+        },
+        Path("s"),
     )
     assert isinstance(job, PretrainJob)
     assert runs.open_stage("pretrain", job, Path("s")) == job
