@@ -223,17 +223,8 @@ class VisionTransformer(nn.Module):
         sequence_T = torch.repeat_interleave(
             torch.arange(sequences, device=device), views.offsets_S1.diff(), output_size=views.patches_TP.shape[0]
         )
-        x_TD = self.stem(views.patches_TP.to(self.prefix.tokens.dtype), views, sequence_T)
-        if replace is not None:
-            x_TD = replace(x_TD)
-        if self.absolute is not None:
-            x_TD = x_TD + self.absolute(views.position_T3)
         condition_SD = self.condition(views)
-        # The gradient of a gather is a sum over tokens: float32, or bf16 would round it away. One row is broadcast.
-        condition_TD = condition_SD.float()
-        if sequences != 1:
-            condition_TD = condition_TD.index_select(0, sequence_T)
-        x_TD = x_TD + condition_TD.to(x_TD.dtype)
+        x_TD = self._embed(views, sequence_T, condition_SD, replace)
         prefix_length = 1 + self.config.registers
         patch_row_T = torch.arange(x_TD.shape[0], device=device) + prefix_length * (sequence_T + 1)
         first_S = views.offsets_S1[:-1] + prefix_length * torch.arange(sequences, device=device)
@@ -277,6 +268,25 @@ class VisionTransformer(nn.Module):
             stream_class_SD=x_ND.index_select(0, first_S),
             stream_tokens_TD=x_ND.index_select(0, patch_row_T),
         )
+
+    def _embed(
+        self,
+        views: PackedTokens,
+        sequence_T: Tensor,
+        condition_SD: Tensor,
+        replace: Callable[[Tensor], Tensor] | None,
+    ) -> Tensor:
+        """(T, D) patches as the blocks take them: stem, what replaces it, absolute position, condition."""
+        x_TD: Tensor = self.stem(views.patches_TP.to(self.prefix.tokens.dtype), views, sequence_T)
+        if replace is not None:
+            x_TD = replace(x_TD)
+        if self.absolute is not None:
+            x_TD = x_TD + self.absolute(views.position_T3)
+        # The gradient of a gather is a sum over tokens: float32, or bf16 would round it away. One row is broadcast.
+        condition_TD = condition_SD.float()
+        if len(condition_SD) != 1:
+            condition_TD = condition_TD.index_select(0, sequence_T)
+        return x_TD + condition_TD.to(x_TD.dtype)
 
     def compile_blocks(self) -> None:
         """Let torch.compile build each block around its attention; call on the device that trains.

@@ -13,25 +13,6 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 
-def positives(identity_B: Tensor, present_B: Tensor) -> Tensor:
-    """(B, B) bool: image i and text j belong together: the same study, or word for word the same report."""
-    same_BB = (identity_B.unsqueeze(1) == identity_B.unsqueeze(0)) | torch.eye(
-        len(identity_B), dtype=torch.bool, device=identity_B.device
-    )
-    return same_BB & present_B.unsqueeze(1) & present_B.unsqueeze(0)
-
-
-def candidates(positive_BB: Tensor, patient_B: Tensor, present_B: Tensor, mask_same_patient: bool) -> Tensor:
-    """(B, B) bool: pairs that may enter the loss, as positive or as negative.
-
-    Another study of the same patient is neither: its report says much the same.
-    """
-    usable_BB = present_B.unsqueeze(1) & present_B.unsqueeze(0)
-    if not mask_same_patient:
-        return usable_BB
-    return usable_BB & (positive_BB | (patient_B.unsqueeze(1) != patient_B.unsqueeze(0)))
-
-
 def clip_loss(image_BE: Tensor, text_BE: Tensor, scale: Tensor, positive_BB: Tensor, candidate_BB: Tensor) -> Tensor:
     """Symmetric softmax loss (CLIP, arXiv 2103.00020); several positives share the target evenly; scalar.
 
@@ -81,7 +62,11 @@ class Pairs:
     mask_same_patient: bool
 
     def rows(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Rows ``start:stop`` of :func:`positives` and :func:`candidates`; both matrices are symmetric."""
+        """Rows ``start:stop`` of two symmetric (B, B) masks.
+
+        Positive pairs are image and text of one study, or word for word the same report. Candidates may enter the
+        loss, as positive or as negative: another study of the same patient is neither, its report says much the same.
+        """
         index_N = torch.arange(start, min(stop, len(self.present_B)), device=self.present_B.device)
         usable_NB = self.present_B[index_N].unsqueeze(1) & self.present_B.unsqueeze(0)
         own_NB = index_N.unsqueeze(1) == torch.arange(len(self.present_B), device=index_N.device).unsqueeze(0)

@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from fm.config.jobs.training import PretrainJob
-from fm.config.trainer import Device
 from fm.data.index import Manifest
 from fm.data.plan import plan_of, shares
 from fm.data.store import access_of
-from fm.engine.failures import less_memory
-from launch.entry import run_workers, topology
-from launch.runs import attempts
-from launch.worker import gpu_count
+from launch.training import place_of, train
 
 
 def run(job: PretrainJob) -> int:
     """Start the workers of a run and wait for them; returns 0 when done, 75 when stopped and to be run again."""
     run_dir = Path(str(job.run))
-    place = topology(job.launch, 0 if job.trainer.device is Device.cpu else gpu_count(), len(os.sched_getaffinity(0)))
+    place = place_of(job)
     check_batches(job, place.processes)
-    code = run_workers(
-        run_dir,
-        attempt=str(attempts(run_dir)[-1]["attempt"]),
-        place=place,
-        signal_lead_s=job.trainer.signal_lead_s,
-        max_steps=job.max_steps,
-        advice=less_memory(job.data, job.trainer.stage, place.processes),
-    )
+    code = train(job, place)
     if code == 0:
         print(f"trained {job.max_steps} steps, encoder in {run_dir / 'export'}")
         print(f"next: fm evaluate encoder={run_dir / 'export'} data.url={job.data.url}")

@@ -11,16 +11,27 @@ from transformers.models.clip import modeling_clip
 
 from fm.objectives.image_text import (
     Pairs,
-    candidates,
     clip_loss,
     clip_loss_by_rows,
-    positives,
     retrieved_share,
     siglip_loss,
     siglip_loss_by_rows,
 )
 
 SCALE, BIAS = torch.tensor(7.0, dtype=torch.float64), torch.tensor(-2.0, dtype=torch.float64)
+
+
+def positives(identity: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+    return Pairs(identity_B=identity, patient_B=identity, present_B=present, mask_same_patient=False).rows(
+        0, len(present)
+    )[0]
+
+
+def candidates(
+    positive: torch.Tensor, patient: torch.Tensor, present: torch.Tensor, mask_same_patient: bool
+) -> torch.Tensor:
+    usable = present.unsqueeze(1) & present.unsqueeze(0)
+    return usable & (positive | (patient.unsqueeze(1) != patient.unsqueeze(0))) if mask_same_patient else usable
 
 
 def _unit(rows: int, seed: int) -> torch.Tensor:
