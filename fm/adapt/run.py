@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from fm.adapt.predict import HEAD_FILE, TASK_FILE
 from fm.adapt.studies import feature_moments
 from fm.adapt.targets import Scheme, Targets, prepare
 from fm.adapt.validation import Validator
+from fm.batch import StudyBatch
 from fm.config.data import DataConfig
 from fm.config.jobs.training import FinetuneJob
 from fm.config.model import VitTextConfig
@@ -114,18 +116,6 @@ def _train(
         spikes=SpikeGuard(job.trainer.spike_sigma, job.trainer.spike_window),
         rates=student.rates(job.task.layer_decay) if job.encoder is not None else None,
     )
-    depth, height, width = fm.config.patch_voxels
-    batches = build_loader(
-        manifest,
-        views_of(job.data, fm),
-        (depth, height, width),
-        tokenizer,
-        seed=job.seed,
-        rank=rank(),
-        world_size=world_size(),
-        start_step=step,
-        max_steps=job.max_steps,
-    )
     probes = (
         [Validator(job.trainer, whole, scheme, probed, job.data.micro_batch_size, job.data.max_series)]
         if job.trainer.probe_every_steps
@@ -136,7 +126,7 @@ def _train(
         run_dir,
         attempt,
         module=module,
-        stream=Stream(batches, accumulation),
+        stream=Stream(_batches(job, manifest, tokenizer, fm, step), accumulation),
         precision=resolve_precision(job.trainer),
         store=store,
         resumed=resumed,
@@ -144,6 +134,23 @@ def _train(
         before=probes,
         stop=stop,
         meter=meter,
+    )
+
+
+def _batches(
+    job: FinetuneJob, manifest: Manifest, tokenizer: PreTrainedTokenizerFast, fm: FmModel, step: int
+) -> Iterable[StudyBatch]:
+    depth, height, width = fm.config.patch_voxels
+    return build_loader(
+        manifest,
+        views_of(job.data, fm),
+        (depth, height, width),
+        tokenizer,
+        seed=job.seed,
+        rank=rank(),
+        world_size=world_size(),
+        start_step=step,
+        max_steps=job.max_steps,
     )
 
 
